@@ -1,2 +1,5 @@
 #![allow(unsafe_code)]
 //! berth-sys.
+
+pub mod netns;
+pub mod process;
