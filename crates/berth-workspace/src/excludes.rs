@@ -1,0 +1,242 @@
+//! Which paths stay off S3: dependencies, build results, logs, secrets, and editors' temporary files.
+//!
+//! Two forms of pattern, as in the list people know from rclone:
+//! - `NAME/**` (or `NAME/`) means *folders*: the folder itself and all below it, at any depth. A plain file of that name is
+//!   stored: a script called `build` is source.
+//! - `NAME` means *files*: the last component of a path, at any depth. A folder of that name is stored.
+//!
+//! NAME may hold `*`, `?`, `[...]` and `{a,b}`, none of which cross a `/`, and may have several components
+//! (`docs/out/**`). Matching is by bytes, upper and lower case differ. "At any depth" counts from the bucket's root, so a
+//! workspace called `build` would be excluded whole; the same answer comes for a path relative to its workspace.
+//!
+//! A path says only names, so the caller says whether it is a folder: [`Excludes::excluded`] is for files,
+//! [`Excludes::excluded_dir`] for folders; a trailing slash also makes a folder.
+//!
+//! Asked for every path of every listing: the usual patterns are compared as plain text, globs only where there is a glob.
+
+use std::sync::LazyLock;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+/// The list used when none is configured.
+pub const DEFAULT_EXCLUDES: [&str; 8] = [
+    "node_modules/**",
+    ".git/**",
+    "*.log",
+    ".env*",
+    "dist/**",
+    "build/**",
+    "__pycache__/**",
+    "vendor/**",
+];
+
+/// Characters that make a component more than plain text.
+const MAGIC: [char; 7] = ['*', '?', '[', ']', '{', '}', '\\'];
+
+/// A compiled list of patterns. Cheap to ask, made once.
+#[derive(Debug, Clone)]
+pub struct Excludes {
+    patterns: Vec<String>,
+    dirs: Vec<Vec<Segment>>,
+    files: Vec<Vec<Segment>>,
+}
+
+/// A pattern that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("exclude pattern {pattern:?}: {why}")]
+pub struct ExcludesError {
+    /// The pattern as it was given.
+    pub pattern: String,
+    /// What is wrong with it and what to write.
+    pub why: String,
+}
+
+/// One component of a pattern.
+#[derive(Debug, Clone)]
+enum Segment {
+    Literal(String),
+    Prefix(String),
+    Suffix(String),
+    Glob(GlobMatcher),
+}
+
+impl Segment {
+    fn compile(text: &str) -> Result<Self, String> {
+        let plain = |t: &str| !t.is_empty() && !t.contains(MAGIC);
+        if plain(text) {
+            return Ok(Self::Literal(text.to_owned()));
+        }
+        if let Some(rest) = text.strip_prefix('*').filter(|t| plain(t)) {
+            return Ok(Self::Suffix(rest.to_owned()));
+        }
+        if let Some(rest) = text.strip_suffix('*').filter(|t| plain(t)) {
+            return Ok(Self::Prefix(rest.to_owned()));
+        }
+        let glob = GlobBuilder::new(text).literal_separator(true).build();
+        Ok(Self::Glob(glob.map_err(|e| e.kind().to_string())?.compile_matcher()))
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Literal(t) => name == t,
+            Self::Prefix(t) => name.starts_with(t.as_str()),
+            Self::Suffix(t) => name.ends_with(t.as_str()),
+            Self::Glob(g) => g.is_match(name),
+        }
+    }
+}
+
+impl Default for Excludes {
+    fn default() -> Self {
+        Self::standard().clone()
+    }
+}
+
+impl Excludes {
+    /// Compiles a list of patterns; an empty list excludes nothing.
+    ///
+    /// # Errors
+    /// [`ExcludesError`] for the first pattern that is empty, negated, anchored, would exclude everything, or is a broken glob.
+    pub fn new(patterns: &[String]) -> Result<Self, ExcludesError> {
+        let mut made = Self { patterns: patterns.to_vec(), dirs: Vec::new(), files: Vec::new() };
+        for pattern in patterns {
+            made.add(pattern).map_err(|why| ExcludesError { pattern: pattern.clone(), why })?;
+        }
+        Ok(made)
+    }
+
+    fn add(&mut self, pattern: &str) -> Result<(), String> {
+        if pattern.trim().is_empty() {
+            return Err("is empty; leave it out".into());
+        }
+        if pattern.starts_with('!') {
+            return Err("patterns cannot be negated; list only what is excluded".into());
+        }
+        if pattern.starts_with('/') {
+            return Err("patterns match at any depth; write it without the leading /".into());
+        }
+        let anywhere = pattern.strip_prefix("**/").unwrap_or(pattern);
+        let (base, is_dir) = match anywhere.strip_suffix("/**").or_else(|| anywhere.strip_suffix('/')) {
+            Some(base) => (base, true),
+            None => (anywhere, false),
+        };
+        if base.chars().all(|c| matches!(c, '*' | '/')) {
+            return Err("would exclude everything".into());
+        }
+        let mut segments = Vec::new();
+        for part in base.split('/') {
+            match part {
+                "" => return Err("has an empty component; write single slashes".into()),
+                "**" => return Err("`**` may stand only at the beginning or the end".into()),
+                "." | ".." => return Err("`.` and `..` match nothing; leave them out".into()),
+                part => segments.push(Segment::compile(part)?),
+            }
+        }
+        if is_dir { self.dirs.push(segments) } else { self.files.push(segments) }
+        Ok(())
+    }
+
+    /// The default list, compiled once for the whole program.
+    #[must_use]
+    pub fn standard() -> &'static Self {
+        static STANDARD: LazyLock<Excludes> = LazyLock::new(|| {
+            let patterns = DEFAULT_EXCLUDES.map(str::to_owned);
+            // The patterns are constants and a test compiles them.
+            Excludes::new(&patterns).unwrap_or_else(|e| unreachable!("{e}"))
+        });
+        &STANDARD
+    }
+
+    /// The patterns as they were given.
+    #[must_use]
+    pub fn patterns(&self) -> &[String] {
+        &self.patterns
+    }
+
+    /// Whether a file at this path is never stored: a parent is an excluded folder, or its name matches a file pattern.
+    ///
+    /// A path with a trailing slash is taken for a folder, as by [`Self::excluded_dir`].
+    #[must_use]
+    pub fn excluded(&self, path: &str) -> bool {
+        if path.ends_with('/') {
+            return self.excluded_dir(path);
+        }
+        let path = path.trim_start_matches('/');
+        let parents = path.rfind('/').map_or("", |end| &path[..end]);
+        self.in_excluded_dir(parents) || self.files.iter().any(|pattern| ends_with(pattern, path))
+    }
+
+    /// Whether a folder at this path is never stored: it or a parent matches a folder pattern.
+    #[must_use]
+    pub fn excluded_dir(&self, path: &str) -> bool {
+        self.in_excluded_dir(path.trim_matches('/'))
+    }
+
+    /// Whether any folder on this path of folders matches.
+    fn in_excluded_dir(&self, dirs: &str) -> bool {
+        if dirs.is_empty() {
+            return false;
+        }
+        let ends = dirs.match_indices('/').map(|(at, _)| at).chain([dirs.len()]);
+        ends.into_iter().any(|end| self.dirs.iter().any(|pattern| ends_with(pattern, &dirs[..end])))
+    }
+
+    /// Whether the name is one that editors and tools use for files of a moment: swap, backup, lock and temporary files.
+    ///
+    /// Never true for folders by meaning: ask it for files only. It does not depend on the patterns.
+    #[must_use]
+    pub fn transient(&self, path: &str) -> bool {
+        is_transient(path.rsplit('/').next().unwrap_or(path))
+    }
+
+    /// Whether a file at this path stays local: excluded or transient.
+    #[must_use]
+    pub fn local_only(&self, path: &str) -> bool {
+        self.excluded(path) || (!path.ends_with('/') && self.transient(path))
+    }
+
+    /// Whether a folder at this path stays local. Folders are never transient.
+    #[must_use]
+    pub fn local_only_dir(&self, path: &str) -> bool {
+        self.excluded_dir(path)
+    }
+}
+
+/// Whether the last components of `path` are those of `pattern`.
+fn ends_with(pattern: &[Segment], path: &str) -> bool {
+    let mut components = path.rsplit('/');
+    pattern.iter().rev().all(|segment| components.next().is_some_and(|name| segment.matches(name)))
+}
+
+/// Names of files that live for a moment: vim, emacs, gedit, LibreOffice, JetBrains, Kate, NFS, FUSE and sed.
+fn is_transient(name: &str) -> bool {
+    if let Some(rest) = name.strip_prefix('.') {
+        // vim: .NAME.swp counting down to .swa, the probe .NAME.swpx, and .swp for a buffer without a name.
+        let vim = |tail: &str| tail.strip_prefix("sw").is_some_and(|t| t == "px" || t.chars().count() == 1);
+        let last_part = rest.rfind('.').map_or(rest, |dot| &rest[dot + 1..]);
+        if vim(last_part) || last_part == "kate-swp" {
+            return true;
+        }
+        let begins = ["#", "goutputstream-", "~lock.", "nfs", "fuse_hidden"];
+        if begins.iter().any(|b| rest.starts_with(b)) {
+            return true;
+        }
+    }
+    // 4913 is the file by which vim finds out whether it may write in a folder.
+    name == "4913"
+        || (name.len() > 1 && name.ends_with('~'))
+        || (name.len() > 2 && name.starts_with('#') && name.ends_with('#'))
+        || name.ends_with("___jb_tmp___")
+        || name.ends_with("___jb_old___")
+        || is_sed_temp(name)
+}
+
+/// `sedXXXXXX`, made by `sed -i`. A name all in small letters could be a word ("seduction"): 1 of 200 of sed's names, then
+/// stored for a moment, which does no harm; a person's file that is never stored would.
+fn is_sed_temp(name: &str) -> bool {
+    name.strip_prefix("sed").is_some_and(|tail| {
+        tail.len() == 6
+            && tail.bytes().all(|b| b.is_ascii_alphanumeric())
+            && !tail.bytes().all(|b| b.is_ascii_lowercase())
+    })
+}
