@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! subnet 10.213.0.0/16
-//!   10.213.0.1        the gateway's address: DNS for every sandbox, on a dummy link of the host
+//!   10.213.0.1        the gateway's address: DNS for every sandbox, on lo of the host
 //!   10.213.0.2-.0.255 reserved
 //!   10.213.1.0/31     slot 0: .0 the host's end of the link, .1 the sandbox's
 //!   10.213.1.2/31     slot 1

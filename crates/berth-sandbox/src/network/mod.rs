@@ -3,7 +3,7 @@
 //! ```text
 //!   sandbox ── eth0 ── veth ── INSTANCE_0007 ─┐                                   ┌─ internet
 //!   sandbox ── eth0 ── veth ── INSTANCE_0008 ─┼─ host: nft table inet INSTANCE ───┤  (masqueraded)
-//!                                             └─ INSTANCE_dns 10.213.0.1:53 ──────┴─ the host's resolvers
+//!                                             └─ 10.213.0.1:53 (on lo) ───────────┴─ the host's resolvers
 //! ```
 //!
 //! What a sandbox reaches: the internet, and names through the gateway. What it does not: other sandboxes, anything that listens
@@ -33,6 +33,9 @@ mod netlink;
 pub mod slot;
 pub mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use addresses::{Ipv4Net, RangeError};
 pub use dns::DnsConfig;
 pub use slot::{Slot, SlotSpec, uid_base};
@@ -61,12 +64,6 @@ impl Instance {
     #[must_use]
     pub fn link(&self, index: u32) -> String {
         format!("{}_{index:04x}", self.0)
-    }
-
-    /// The link that holds the gateway's address.
-    #[must_use]
-    pub fn dns_link(&self) -> String {
-        format!("{}_dns", self.0)
     }
 
     /// The nft table: `berth` for the usual instance, else `berth_NAME`, because a bare name could be a word of nft's language
@@ -202,13 +199,13 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
-    /// The gateway's link could not be made.
-    #[error("cannot {step} for link {link}")]
+    /// The host could not be given the gateway's address.
+    #[error("cannot {step} to give the host the gateway's address {address}")]
     Gateway {
         /// What was tried.
         step: &'static str,
-        /// The link.
-        link: String,
+        /// The address.
+        address: Ipv4Addr,
         /// Why.
         #[source]
         source: io::Error,
@@ -257,8 +254,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// Installs the firewall (in place of one that an earlier daemon left, in one step), turns forwarding on, makes the gateway's
-    /// link and starts the DNS forwarder on it.
+    /// Installs the firewall (in place of one that an earlier daemon left, in one step), turns forwarding on, gives
+    /// the host the gateway's address and starts the DNS forwarder on it.
     ///
     /// Sandboxes that still run from an earlier daemon keep their connections. Not cancel-safe: a future dropped half-way leaves
     /// the table standing, which the next start replaces.
@@ -281,7 +278,7 @@ impl Network {
             });
         }
         firewall::install(&instance, config.subnet, &config.allow).await?;
-        match Self::start_behind_firewall(&instance, &config).await {
+        match Self::start_behind_firewall(&config).await {
             Ok((forwarder, mtu, turned_forwarding_on)) => {
                 let slots = SlotTable::new(instance.clone(), config.subnet, true, mtu);
                 Ok(Self {
@@ -293,20 +290,17 @@ impl Network {
                 })
             }
             Err(error) => {
-                undo(&instance).await;
+                undo(&instance, config.subnet).await;
                 Err(error)
             }
         }
     }
 
-    async fn start_behind_firewall(
-        instance: &Instance,
-        config: &NetworkConfig,
-    ) -> Result<(dns::Forwarder, u32, bool), NetworkError> {
+    async fn start_behind_firewall(config: &NetworkConfig) -> Result<(dns::Forwarder, u32, bool), NetworkError> {
         let turned_on = turn_forwarding_on()?;
         let mtu = blocking({
-            let (link, gateway) = (instance.dns_link(), config.subnet.gateway());
-            move || make_gateway(&link, gateway)
+            let gateway = config.subnet.gateway();
+            move || make_gateway(gateway)
         })
         .await?;
         let forwarder = dns::Forwarder::start(config.subnet, config.dns.clone()).await?;
@@ -359,8 +353,7 @@ impl Network {
     /// # Errors
     /// [`NetworkError::Stale`].
     pub async fn remove_stale_links(&self) -> Result<Vec<String>, NetworkError> {
-        let mut keep = self.slots.links();
-        keep.insert(self.instance.dns_link());
+        let keep = self.slots.links();
         let instance = self.instance.clone();
         blocking(move || remove_links(&instance, &keep)).await
     }
@@ -378,7 +371,7 @@ impl Network {
     pub async fn stop(&self) {
         self.detach().await;
         if self.config.enabled {
-            undo(&self.instance).await;
+            undo(&self.instance, self.config.subnet).await;
         }
     }
 }
@@ -391,7 +384,7 @@ impl fmt::Debug for Network {
     }
 }
 
-/// Takes away every link of `instance`, the gateway's too, and says which. Blocking; about 34 ms a link.
+/// Takes away every link of `instance` and says which. Blocking; about 34 ms a link.
 ///
 /// # Errors
 /// [`NetworkError::InstanceName`] and [`NetworkError::Stale`].
@@ -422,42 +415,60 @@ fn remove_links(instance: &Instance, keep: &BTreeSet<String>) -> Result<Vec<Stri
 }
 
 /// Takes away what a start made. What cannot be taken away is said in the log: the next start replaces it.
-async fn undo(instance: &Instance) {
-    let links = blocking({
-        let instance = instance.clone();
-        move || remove_links(&instance, &BTreeSet::new())
-    });
-    if let Err(error) = links.await {
-        tracing::warn!(%instance, error = &error as &dyn std::error::Error, "links are left");
+async fn undo(instance: &Instance, subnet: Ipv4Net) {
+    let left = |what: &str, error: NetworkError| {
+        tracing::warn!(%instance, what, error = &error as &dyn std::error::Error, "could not be taken away");
+    };
+    let owned = instance.clone();
+    if let Err(error) = blocking(move || remove_links(&owned, &BTreeSet::new())).await {
+        left("links", error);
+    }
+    if let Err(error) = blocking(move || remove_gateway(subnet.gateway())).await {
+        left("gateway address", error);
     }
     if let Err(error) = firewall::remove(instance).await {
-        tracing::warn!(%instance, error = &error as &dyn std::error::Error, "the firewall's table is left");
+        left("firewall table", error);
     }
 }
 
-/// Makes the link that holds the gateway's address, or finds the one an earlier daemon left; gives the MTU of the host's way out.
-fn make_gateway(link: &str, gateway: Ipv4Addr) -> Result<u32, NetworkError> {
+/// Gives the host the gateway's address, on lo: every kernel has that link, and it is always up. An earlier daemon may have left
+/// the address there. Gives the MTU of the host's way out.
+fn make_gateway(gateway: Ipv4Addr) -> Result<u32, NetworkError> {
     let failed = |step: &'static str| {
         move |source: io::Error| NetworkError::Gateway {
             step,
-            link: link.to_owned(),
+            address: gateway,
             source,
         }
     };
-    let already = |done: io::Result<()>| match done {
-        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        other => other,
-    };
     let mut netlink = Netlink::open().map_err(failed("open a netlink socket"))?;
-    already(netlink.add_dummy(link)).map_err(failed("make the dummy link"))?;
-    let index = netlink.link(link).map_err(failed("find the dummy link"))?.index;
-    already(netlink.add_address(index, gateway, 32)).map_err(failed("set the gateway's address"))?;
-    netlink.up(index).map_err(failed("bring up the dummy link"))?;
+    let lo = netlink.link("lo").map_err(failed("find lo"))?.index;
+    match netlink.add_own_address(lo, gateway) {
+        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(failed("change lo")(error)),
+        _ => {}
+    }
     let way_out = netlink.way_out().map_err(failed("find the default route"))?;
     let links = netlink.links().map_err(failed("list links"))?;
     Ok(way_out
         .and_then(|index| links.into_iter().find(|link| link.index == index))
         .map_or(USUAL_MTU, |link| link.mtu))
+}
+
+/// Takes the gateway's address away again; fine if it is not there.
+fn remove_gateway(gateway: Ipv4Addr) -> Result<(), NetworkError> {
+    let failed = |step: &'static str| {
+        move |source: io::Error| NetworkError::Gateway {
+            step,
+            address: gateway,
+            source,
+        }
+    };
+    let mut netlink = Netlink::open().map_err(failed("open a netlink socket"))?;
+    let lo = netlink.link("lo").map_err(failed("find lo"))?.index;
+    match netlink.remove_own_address(lo, gateway) {
+        Err(error) if error.raw_os_error() != Some(libc::EADDRNOTAVAIL) => Err(failed("change lo")(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Turns IPv4 forwarding on; whether it was off.

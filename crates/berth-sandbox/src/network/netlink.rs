@@ -14,10 +14,11 @@ use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use rtnetlink::{AddressMessageBuilder, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// A conversation with the kernel about the network namespace in which it was opened.
@@ -86,14 +87,6 @@ impl Netlink {
         self.act(RouteNetlinkMessage::NewLink(pair), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Makes a link that leads nowhere, to hold an address.
-    pub(super) fn add_dummy(&mut self, name: &str) -> io::Result<()> {
-        self.act(
-            RouteNetlinkMessage::NewLink(LinkDummy::new(name).build()),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
-    }
-
     /// Takes a link away, and with a veth its other end.
     pub(super) fn remove(&mut self, link: u32) -> io::Result<()> {
         let gone = LinkUnspec::new_with_index(link).build();
@@ -113,6 +106,17 @@ impl Netlink {
             .address(address, prefix)
             .build();
         self.act(RouteNetlinkMessage::NewAddress(given), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Gives a link an address that this host answers at but never uses as a source by itself.
+    pub(super) fn add_own_address(&mut self, link: u32, address: Ipv4Addr) -> io::Result<()> {
+        let given = RouteNetlinkMessage::NewAddress(own_address(link, address));
+        self.act(given, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Takes away what [`Self::add_own_address`] gave.
+    pub(super) fn remove_own_address(&mut self, link: u32, address: Ipv4Addr) -> io::Result<()> {
+        self.act(RouteNetlinkMessage::DelAddress(own_address(link, address)), 0)
     }
 
     /// Sends whatever has no nearer route to `gateway` through `link`.
@@ -171,6 +175,15 @@ impl Netlink {
             }
         }
     }
+}
+
+fn own_address(link: u32, address: Ipv4Addr) -> AddressMessage {
+    let mut message = AddressMessageBuilder::<Ipv4Addr>::new()
+        .index(link)
+        .address(address, 32)
+        .build();
+    message.header.scope = AddressScope::Host;
+    message
 }
 
 fn as_link(message: RouteNetlinkMessage) -> Option<Link> {

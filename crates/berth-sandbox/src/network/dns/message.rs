@@ -107,14 +107,14 @@ fn question_end(message: &[u8]) -> Option<usize> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::network) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use proptest::prelude::*;
 
     use super::*;
 
     /// A query for the A record of `name`.
-    pub(crate) fn query(id: u16, name: &str) -> Vec<u8> {
+    pub(in crate::network) fn query(id: u16, name: &str) -> Vec<u8> {
         let mut bytes = id.to_be_bytes().to_vec();
         bytes.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
         for label in name.split('.') {
@@ -126,7 +126,7 @@ pub(super) mod tests {
     }
 
     /// The answer to `query` with one address.
-    pub(crate) fn reply(query: &[u8], address: [u8; 4]) -> Vec<u8> {
+    pub(in crate::network) fn reply(query: &[u8], address: [u8; 4]) -> Vec<u8> {
         let mut bytes = query.to_vec();
         bytes[2] |= 0x80;
         bytes[7] = 1;

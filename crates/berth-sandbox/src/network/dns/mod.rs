@@ -34,6 +34,9 @@ use resolv::ResolvConf;
 mod message;
 mod resolv;
 
+#[cfg(test)]
+pub(super) use message::tests as example;
+
 /// Where names are asked for.
 const PORT: u16 = 53;
 /// Queries and TCP connections under way, in all.
