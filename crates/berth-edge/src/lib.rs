@@ -17,11 +17,21 @@
 #![forbid(unsafe_code)]
 
 mod apps;
+mod client_socket;
 mod config;
+mod counters;
 mod edge;
+mod hold;
+mod listen;
+mod pages;
+mod proxy;
+mod request;
+mod rewrite;
 mod routes;
+mod upstream_socket;
 
 pub use apps::{Apps, Lease, Refusal, Route, Upstream, Via};
 pub use config::{EdgeConfig, EdgeError};
+pub use counters::{Counters, CountersSnapshot};
 pub use edge::Edge;
 pub use routes::RouteTable;
