@@ -1,0 +1,235 @@
+//! The warm path: letting a request in to a sandbox that serves costs two reads and one atomic add.
+//!
+//! Every sandbox has a [`Gate`]: one number whose top bit says "closed" and whose other bits count the leases. A request
+//! adds one and then looks whether the gate was closed; if so it takes its one back and goes the long way, through the
+//! driver. So a sandbox that is being stopped never gets a new lease, and whoever closed the gate learns when the
+//! last lease ended: there is no moment between "looked" and "counted".
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use berth_workspace::{AppName, RevisionId};
+use tokio::sync::Notify;
+
+use crate::sandboxes::Running;
+
+const CLOSED: u64 = 1 << 63;
+
+/// Counts the leases of one sandbox and can be closed for new ones.
+pub(crate) struct Gate {
+    state: AtomicU64,
+    /// Leases given since the gate was made.
+    entered: AtomicU64,
+    /// Milliseconds after `born` at which a lease last began or ended.
+    last_used: AtomicU64,
+    born: Instant,
+    emptied: Notify,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: AtomicU64::new(0),
+            entered: AtomicU64::new(0),
+            last_used: AtomicU64::new(0),
+            born: Instant::now(),
+            emptied: Notify::new(),
+        }
+    }
+
+    /// Counts one lease more, unless the gate is closed.
+    fn enter(&self) -> bool {
+        if self.state.fetch_add(1, Ordering::AcqRel) & CLOSED != 0 {
+            self.leave();
+            return false;
+        }
+        self.entered.fetch_add(1, Ordering::Relaxed);
+        self.touch();
+        true
+    }
+
+    fn leave(&self) {
+        self.touch();
+        if self.state.fetch_sub(1, Ordering::AcqRel) == CLOSED | 1 {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    fn touch(&self) {
+        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_used.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// No lease is given from here on. Leases that exist go on.
+    pub(crate) fn close(&self) {
+        if self.state.fetch_or(CLOSED, Ordering::AcqRel) == 0 {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    /// Waits until the gate is closed and the last lease has ended. Cancel-safe.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            tokio::pin!(emptied);
+            // Registered before the look, so that an end between the look and the wait is not missed.
+            emptied.as_mut().enable();
+            if self.state.load(Ordering::Acquire) == CLOSED {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.state.load(Ordering::Acquire) & !CLOSED
+    }
+
+    pub(crate) fn entered(&self) -> u64 {
+        self.entered.load(Ordering::Relaxed)
+    }
+
+    /// How long no lease has begun or ended; zero while one is open.
+    pub(crate) fn unused_for(&self) -> Duration {
+        if self.in_flight() > 0 {
+            return Duration::ZERO;
+        }
+        self.born.elapsed().saturating_sub(Duration::from_millis(self.last_used.load(Ordering::Relaxed)))
+    }
+}
+
+/// One sandbox that serves (or served), as the edge sees it.
+pub struct Upstream {
+    /// The app.
+    pub app: AppName,
+    /// Unique for each sandbox of this host's life: connections may be pooled by it, and never across it.
+    pub generation: u64,
+    /// The revision that answers here.
+    pub revision: RevisionId,
+    /// Where the app listens, inside its network namespace: connect a [`Upstream::socket`] to it.
+    pub addr: SocketAddr,
+    pub(crate) gate: Gate,
+    pub(crate) running: Arc<dyn Running>,
+}
+
+impl Upstream {
+    pub(crate) fn new(
+        app: AppName,
+        generation: u64,
+        revision: RevisionId,
+        addr: SocketAddr,
+        running: Arc<dyn Running>,
+    ) -> Self {
+        Self { app, generation, revision, addr, gate: Gate::new(), running }
+    }
+
+    /// An unconnected, non-blocking TCP socket inside the app's network namespace. Cancel-safe.
+    ///
+    /// # Errors
+    /// What socket(2) says; never because the app is down (that shows when connecting).
+    pub async fn socket(&self) -> io::Result<OwnedFd> {
+        self.running.socket(self.addr.is_ipv6()).await
+    }
+
+    /// Requests and tunnels open now.
+    pub fn in_flight(&self) -> u64 {
+        self.gate.in_flight()
+    }
+
+    /// A lease on this upstream, or `None` once it is on its way out.
+    pub(crate) fn lease(self: &Arc<Self>) -> Option<Lease> {
+        self.gate.enter().then(|| Lease { upstream: Arc::clone(self) })
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream")
+            .field("app", &self.app)
+            .field("generation", &self.generation)
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The right to use an upstream. While it lives, the sandbox is neither idle nor (within the drain limit) stopped:
+/// hold it as long as the request, the stream or the tunnel lasts.
+#[derive(Debug)]
+pub struct Lease {
+    /// Where to send the request.
+    pub upstream: Arc<Upstream>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.upstream.gate.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn a_closed_gate_lets_nobody_in() {
+        let gate = Gate::new();
+        assert!(gate.enter());
+        gate.close();
+        assert!(!gate.enter());
+        assert_eq!(gate.in_flight(), 1);
+        gate.leave();
+        assert_eq!((gate.in_flight(), gate.entered()), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn drained_waits_for_the_last_lease_and_not_longer() {
+        let gate = Arc::new(Gate::new());
+        assert!(gate.enter() && gate.enter());
+        gate.close();
+        let waiting = tokio::spawn({
+            let gate = Arc::clone(&gate);
+            async move { gate.drained().await }
+        });
+        gate.leave();
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        gate.leave();
+        tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap();
+        Gate::drained(&gate).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nobody_is_inside_once_a_closed_gate_reports_drained() {
+        for _ in 0..200 {
+            let gate = Arc::new(Gate::new());
+            let visitors = (0..2).map(|_| {
+                let gate = Arc::clone(&gate);
+                tokio::spawn(async move {
+                    while gate.enter() {
+                        gate.leave();
+                    }
+                })
+            });
+            let visitors: Vec<_> = visitors.collect();
+            gate.close();
+            gate.drained().await;
+            assert!(!gate.enter());
+            for visitor in visitors {
+                visitor.await.unwrap();
+            }
+            assert_eq!(gate.in_flight(), 0);
+        }
+    }
+
+    #[test]
+    fn a_lease_is_as_free_as_the_edge_needs_it() {
+        fn free<T: Send + Sync + 'static>() {}
+        free::<Lease>();
+    }
+}

@@ -1,0 +1,149 @@
+//! The door to the sandbox layer: what a driver needs of it, as a trait, and the real thing behind it.
+//!
+//! The trait exists so that the drivers' behaviour (who waits, who is answered, what is stopped) can be tested in
+//! milliseconds with plain sockets; the daemon always uses [`RealSandboxes`].
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use berth_image::ImageStore;
+use berth_sandbox::{ExitInfo, Network, Sandbox, SandboxError, SandboxEvent, SandboxSpec, Spawner, Stats};
+use berth_sys::netns::{Netns, SocketFactory};
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
+
+use crate::failure::{FailKind, FailReason};
+
+/// An order for a sandbox: the spec with everything but the places that are only known when it is made.
+pub(crate) struct Order {
+    /// `image_root`, `slot` and `uid_base` are filled in by [`Sandboxes::create`].
+    pub(crate) spec: SandboxSpec,
+    /// The image's name.
+    pub(crate) image: String,
+}
+
+/// A sandbox that was made.
+pub(crate) struct Made {
+    pub(crate) running: Arc<dyn Running>,
+    pub(crate) events: mpsc::Receiver<SandboxEvent>,
+    /// How long mounting the image and leasing the network took.
+    pub(crate) prepared: Duration,
+}
+
+/// Makes sandboxes.
+pub(crate) trait Sandboxes: Send + Sync + 'static {
+    /// Makes one and starts it. Not cancel-safe: once begun it is awaited, and what was made is stopped by its owner.
+    fn create(&self, order: Order) -> BoxFuture<'static, Result<Made, FailReason>>;
+}
+
+/// A sandbox that runs.
+pub(crate) trait Running: Send + Sync + 'static {
+    /// Listening TCP sockets in its network namespace.
+    fn listening(&self) -> io::Result<Vec<SocketAddr>>;
+    /// An unconnected TCP socket in its network namespace.
+    fn socket(&self, v6: bool) -> BoxFuture<'_, io::Result<OwnedFd>>;
+    /// Ends it and removes all of it.
+    fn stop(&self, grace: Duration) -> BoxFuture<'_, Result<ExitInfo, SandboxError>>;
+    /// What it uses.
+    fn stats(&self) -> Option<Stats>;
+    /// The real sandbox, for exec; a double has none.
+    fn sandbox(&self) -> Option<Arc<Sandbox>>;
+}
+
+/// Sandboxes of this host.
+pub(crate) struct RealSandboxes {
+    pub(crate) images: ImageStore,
+    pub(crate) spawner: Arc<Spawner>,
+    pub(crate) network: Arc<Network>,
+    pub(crate) sockets: SocketFactory,
+    pub(crate) uid_base: u32,
+}
+
+impl RealSandboxes {
+    async fn make(
+        images: ImageStore,
+        spawner: Arc<Spawner>,
+        network: Arc<Network>,
+        sockets: SocketFactory,
+        uid_base: u32,
+        order: Order,
+    ) -> Result<Made, FailReason> {
+        let begun = Instant::now();
+        let Order { mut spec, image } = order;
+        let name = image.clone();
+        // Mounting reads the image's header from the disk the first time.
+        let root = tokio::task::spawn_blocking(move || images.mount(&name)).await;
+        spec.image_root = match root {
+            Ok(Ok(root)) => root,
+            Ok(Err(error)) => return Err(FailReason::new(FailKind::Image, chain(&error))),
+            Err(stopped) => return Err(FailReason::new(FailKind::Image, format!("mounting {image}: {stopped}"))),
+        };
+        let slot = network.lease().map_err(|error| FailReason::new(FailKind::Sandbox, chain(&error)))?;
+        // Every slot has ids of its own: the files and processes of two apps never share an owner on the host.
+        spec.uid_base = uid_base.saturating_add(slot.index.saturating_mul(berth_sandbox::UID_RANGE));
+        spec.slot = Some(slot.spec());
+        let prepared = begun.elapsed();
+        let (sandbox, events) = Sandbox::create(&spawner, spec, slot)
+            .await
+            .map_err(|error| FailReason::new(FailKind::Sandbox, chain(&error)))?;
+        let netns = sandbox.netns();
+        let running = Arc::new(RealSandbox { sandbox: Arc::new(sandbox), netns, sockets });
+        Ok(Made { running, events, prepared })
+    }
+}
+
+impl Sandboxes for RealSandboxes {
+    fn create(&self, order: Order) -> BoxFuture<'static, Result<Made, FailReason>> {
+        Box::pin(Self::make(
+            self.images.clone(),
+            Arc::clone(&self.spawner),
+            Arc::clone(&self.network),
+            self.sockets.clone(),
+            self.uid_base,
+            order,
+        ))
+    }
+}
+
+struct RealSandbox {
+    sandbox: Arc<Sandbox>,
+    netns: Netns,
+    sockets: SocketFactory,
+}
+
+impl Running for RealSandbox {
+    fn listening(&self) -> io::Result<Vec<SocketAddr>> {
+        self.sandbox.listening()
+    }
+
+    fn socket(&self, v6: bool) -> BoxFuture<'_, io::Result<OwnedFd>> {
+        Box::pin(self.sockets.tcp(&self.netns, v6))
+    }
+
+    fn stop(&self, grace: Duration) -> BoxFuture<'_, Result<ExitInfo, SandboxError>> {
+        Box::pin(self.sandbox.stop(grace))
+    }
+
+    fn stats(&self) -> Option<Stats> {
+        Some(self.sandbox.stats())
+    }
+
+    fn sandbox(&self) -> Option<Arc<Sandbox>> {
+        Some(Arc::clone(&self.sandbox))
+    }
+}
+
+/// An error with all its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
