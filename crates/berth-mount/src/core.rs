@@ -1,0 +1,327 @@
+//! What all parts of one mount share, and how content comes here from S3.
+//!
+//! Requests of the kernel arrive on the FUSE threads (`fs.rs`). What needs no S3 is answered there at once; the rest runs
+//! as a task of the runtime that started the mount, and the FUSE thread takes the next request. So a slow S3 holds up only
+//! those who asked for it.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use berth_store::{Store, StoreError};
+use bytes::{Bytes, BytesMut};
+use fuser::{Errno, FileAttr};
+use parking_lot::Mutex;
+
+use crate::{
+    MountConfig,
+    cache::{CHUNK, Contents, FetchError},
+    draft::Draft,
+    file::{Attachment, Base, Body, File},
+    index::IndexWriter,
+    kernel::KernelNotices,
+    local::LocalBudget,
+    tree::{Ino, Node, ROOT, Tree},
+    upload::Uploader,
+};
+
+/// How long an own write is kept in mind to recognise its echo in the change feed.
+const ECHO: Duration = Duration::from_secs(30);
+
+/// An open file or folder.
+#[derive(Debug, Clone)]
+pub(crate) enum Opened {
+    File(Arc<File>),
+    Dir(Arc<OpenDir>),
+}
+
+/// The listing as it was when it began: names removed while it is read shift nothing.
+#[derive(Debug)]
+pub(crate) struct OpenDir {
+    pub(crate) ino: Ino,
+    pub(crate) listing: Mutex<Arc<Vec<(Arc<str>, Ino)>>>,
+}
+
+/// One mount.
+pub(crate) struct Core {
+    pub(crate) cfg: MountConfig,
+    pub(crate) store: Store,
+    pub(crate) tree: Mutex<Tree>,
+    pub(crate) contents: Contents,
+    pub(crate) uploader: Uploader,
+    pub(crate) index: IndexWriter,
+    pub(crate) budget: Arc<LocalBudget>,
+    pub(crate) kernel: KernelNotices,
+    /// Folder for drafts that outgrew memory.
+    pub(crate) spill: PathBuf,
+    /// Uploads and removals read-lock it; moving a folder write-locks it, so that no object appears under an old name.
+    pub(crate) moves: tokio::sync::RwLock<()>,
+    pub(crate) rt: tokio::runtime::Handle,
+    pub(crate) ended: AtomicBool,
+    handles: Mutex<HashMap<u64, Opened>>,
+    next_handle: AtomicU64,
+    echoes: Mutex<HashMap<String, Instant>>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("cfg", &self.cfg).finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    pub(crate) fn new(cfg: MountConfig, store: Store, contents: Contents, spill: PathBuf, kernel: KernelNotices) -> Arc<Self> {
+        Arc::new(Self {
+            tree: Mutex::new(Tree::new(cfg.uid, cfg.gid)),
+            budget: LocalBudget::new(cfg.local_max),
+            contents,
+            uploader: Uploader::default(),
+            index: IndexWriter::default(),
+            kernel,
+            spill,
+            moves: tokio::sync::RwLock::new(()),
+            rt: tokio::runtime::Handle::current(),
+            ended: AtomicBool::new(false),
+            handles: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+            echoes: Mutex::default(),
+            cfg,
+            store,
+        })
+    }
+
+    pub(crate) fn open_handle(&self, opened: Opened) -> u64 {
+        let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.handles.lock().insert(fh, opened);
+        fh
+    }
+
+    pub(crate) fn close_handle(&self, fh: u64) -> Option<Opened> {
+        self.handles.lock().remove(&fh)
+    }
+
+    pub(crate) fn handle_file(&self, fh: u64) -> Result<Arc<File>, Errno> {
+        match self.handles.lock().get(&fh) {
+            Some(Opened::File(file)) => Ok(file.clone()),
+            _ => Err(Errno::EBADF),
+        }
+    }
+
+    pub(crate) fn handle_dir(&self, fh: u64) -> Result<Arc<OpenDir>, Errno> {
+        match self.handles.lock().get(&fh) {
+            Some(Opened::Dir(dir)) => Ok(dir.clone()),
+            _ => Err(Errno::EBADF),
+        }
+    }
+
+    /// We are about to change `key`, or just did.
+    pub(crate) fn wrote(&self, key: &str) {
+        let mut echoes = self.echoes.lock();
+        if echoes.len() > 10_000 {
+            echoes.retain(|_, at| at.elapsed() < ECHO);
+        }
+        echoes.insert(key.to_owned(), Instant::now());
+    }
+
+    /// Whether a change of `key` in the feed may be an echo of our own.
+    pub(crate) fn wrote_lately(&self, key: &str) -> bool {
+        self.echoes.lock().get(key).is_some_and(|at| at.elapsed() < ECHO)
+    }
+
+    /// Whether a path is never stored in S3. `parent_local`: its folder already is not.
+    pub(crate) fn is_local(&self, parent_local: bool, key: &str, node: Shape) -> bool {
+        let excludes = &self.cfg.excludes;
+        parent_local
+            || (node != Shape::Dir && excludes.local_only(key))
+            // A link called node_modules stands for the folder.
+            || (node != Shape::File && excludes.local_only(&format!("{key}/")))
+    }
+
+    /// An attribute record, counted as one more reference of the kernel.
+    pub(crate) fn entry(&self, tree: &mut Tree, ino: Ino) -> Result<FileAttr, Errno> {
+        let attr = tree.attr(ino)?;
+        tree.remember(ino);
+        Ok(attr)
+    }
+
+    /// Says in the log what failed, with the object, and gives the errno for the caller.
+    pub(crate) fn failed(&self, what: &str, key: &str, error: &StoreError) -> Errno {
+        tracing::warn!(key, %error, "{what}");
+        Errno::EIO
+    }
+
+    /// Reads without asking S3; `None` if S3 must be asked.
+    pub(crate) fn read_here(&self, file: &File, offset: u64, size: usize) -> Option<Result<Bytes, Errno>> {
+        let state = file.state();
+        if let Body::Draft(draft) = &state.body {
+            return Some(draft.read(offset, size).map_err(Errno::from));
+        }
+        let base = state.base.as_ref()?;
+        let end = base.size.min(offset.saturating_add(size as u64));
+        if offset >= end {
+            return Some(Ok(Bytes::new()));
+        }
+        if let Some(bytes) = state.pinned.as_ref().filter(|bytes| bytes.len() as u64 >= end) {
+            return Some(Ok(bytes.slice(offset as usize..end as usize)));
+        }
+        let chunk = offset / CHUNK;
+        if (end - 1) / CHUNK != chunk {
+            return None;
+        }
+        let bytes = self.contents.at_hand(base, chunk)?;
+        let start = chunk * CHUNK;
+        Some(Ok(bytes.slice((offset - start) as usize..(end - start) as usize)))
+    }
+
+    /// Reads, from S3 where needed.
+    pub(crate) async fn read(self: &Arc<Self>, file: &Arc<File>, offset: u64, size: usize) -> Result<Bytes, Errno> {
+        let base = {
+            let state = file.state();
+            match (&state.body, &state.base) {
+                (Body::Stored, Some(base)) => base.clone(),
+                _ => {
+                    drop(state);
+                    return self.read_here(file, offset, size).unwrap_or(Err(Errno::EIO));
+                }
+            }
+        };
+        let end = base.size.min(offset.saturating_add(size as u64));
+        let mut out = BytesMut::with_capacity((end - offset.min(end)) as usize);
+        let mut at = offset;
+        while at < end {
+            let (chunk, start) = (at / CHUNK, at / CHUNK * CHUNK);
+            let bytes = self.chunk(&base, chunk).await?;
+            let until = end.min(start + bytes.len() as u64);
+            if until <= at {
+                return Err(Errno::EIO);
+            }
+            out.extend_from_slice(&bytes[(at - start) as usize..(until - start) as usize]);
+            at = until;
+        }
+        self.read_ahead(&base, end);
+        Ok(out.freeze())
+    }
+
+    /// Whoever reads one chunk of a large file mostly wants the next.
+    fn read_ahead(self: &Arc<Self>, base: &Base, at: u64) {
+        let next = at / CHUNK + 1;
+        if base.size > CHUNK && next * CHUNK < base.size && self.contents.at_hand(base, next).is_none() {
+            let (core, base) = (self.clone(), base.clone());
+            self.rt.spawn(async move { core.contents.fetch(&core.store, &base, next).await.is_ok() });
+        }
+    }
+
+    async fn chunk(self: &Arc<Self>, base: &Base, chunk: u64) -> Result<Bytes, Errno> {
+        match self.contents.fetch(&self.store, base, chunk).await {
+            Ok(bytes) => Ok(bytes),
+            // The feed has not told yet. Handlers that hold no file's turn look themselves (`reconcile`).
+            Err(FetchError::Changed(_)) => Err(Errno::ESTALE),
+            Err(FetchError::Store(e)) => Err(self.failed("cannot read", &base.key, &e)),
+        }
+    }
+
+    /// Holds a small file's stored bytes while it is open, so that its readers keep them whatever happens in S3.
+    pub(crate) async fn pin(self: &Arc<Self>, file: &Arc<File>) -> Result<(), Errno> {
+        let Some(base) = self.wants_pin(file) else { return Ok(()) };
+        let bytes = self.chunk(&base, 0).await?;
+        let mut state = file.state();
+        if state.base.as_ref() == Some(&base) && matches!(state.body, Body::Stored) {
+            state.pinned = Some(bytes);
+        }
+        Ok(())
+    }
+
+    /// Pins from the cache; the base to fetch if it is not there.
+    pub(crate) fn wants_pin(&self, file: &File) -> Option<Base> {
+        let mut state = file.state();
+        let base = match (&state.body, &state.base) {
+            (Body::Stored, Some(base)) if state.pinned.is_none() && base.size > 0 && base.size <= CHUNK => base.clone(),
+            _ => return None,
+        };
+        state.pinned = self.contents.at_hand(&base, 0);
+        if state.pinned.is_some() { None } else { Some(base) }
+    }
+
+    /// Makes the content a draft, fetching it if it is in S3.
+    pub(crate) async fn bring_here(self: &Arc<Self>, file: &Arc<File>) -> Result<(), Errno> {
+        let (base, local) = {
+            let mut state = file.state();
+            if state.make_draft() {
+                return Ok(());
+            }
+            (state.base.clone().ok_or(Errno::EIO)?, state.is_local())
+        };
+        let mut draft = Draft::empty();
+        for chunk in 0..base.size.div_ceil(CHUNK) {
+            let bytes = self.chunk(&base, chunk).await?;
+            draft.write(chunk * CHUNK, &bytes, (!local).then_some(&*self.spill)).map_err(Errno::from)?;
+        }
+        let mut state = file.state();
+        if matches!(state.body, Body::Stored) && state.base.as_ref() == Some(&base) {
+            state.body = Body::Draft(draft);
+        }
+        Ok(())
+    }
+
+    /// The last descriptor of `file` may be gone: what was held for descriptors is let go.
+    pub(crate) fn closed(self: &Arc<Self>, file: &Arc<File>) {
+        let dirty = {
+            let mut state = file.state();
+            state.opens = state.opens.saturating_sub(1);
+            if state.opens > 0 {
+                return;
+            }
+            state.pinned = None;
+            let clean = state.version == state.saved && state.base.is_some() && !state.is_local();
+            if clean && state.attachment == Attachment::Linked {
+                state.body = Body::Stored;
+            }
+            state.is_dirty()
+        };
+        if dirty {
+            // Pages of a shared mapping are written after the last flush.
+            let (core, file) = (self.clone(), file.clone());
+            self.rt.spawn(async move { core.uploader.save(&core, &file).await.is_ok() });
+        }
+    }
+
+    /// Whether the tree has a file at `key` that S3 has too.
+    pub(crate) fn has_object(&self, key: &str) -> bool {
+        let tree = self.tree.lock();
+        let file = tree.find(key).and_then(|ino| tree.file(ino).ok());
+        file.is_some_and(|file| file.state().base.is_some())
+    }
+
+    /// The workspace a key belongs to; `None` for the root itself and for files at the top.
+    pub(crate) fn workspace_of(&self, tree: &Tree, key: &str) -> Option<String> {
+        let (name, rest) = key.split_once('/').map_or((key, None), |(name, rest)| (name, Some(rest)));
+        let top = tree.child(ROOT, name).ok()??;
+        let inode = tree.get(top).ok()?;
+        let is_folder = matches!(inode.node, Node::Dir(_)) || rest.is_some();
+        (is_folder && !inode.local).then(|| name.to_owned())
+    }
+}
+
+/// What a path is, for the question whether it is local-only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    File,
+    Dir,
+    Symlink,
+}
+
+impl Shape {
+    pub(crate) fn of(node: &Node) -> Self {
+        match node {
+            Node::Dir(_) => Self::Dir,
+            Node::Symlink(_) => Self::Symlink,
+            Node::File(_) | Node::Special(_) => Self::File,
+        }
+    }
+}

@@ -1,0 +1,508 @@
+//! The kernel's requests, one function each.
+//!
+//! Here is only translation: what needs no S3 is answered at once, the rest becomes a task that answers when it is done.
+
+use std::{ffi::OsStr, future::Future, io, path::Path, sync::Arc, time::{Duration, SystemTime}};
+
+use bytes::Bytes;
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use parking_lot::Mutex;
+
+use crate::{
+    core::{Core, OpenDir, Opened},
+    file::{Attachment, File},
+    ops::Changes,
+    tree::{Ino, Node, Tree, check_name},
+};
+
+/// Bytes of one write request. The session has a buffer of 16 MiB a thread, of which this much is ever touched.
+const MAX_WRITE: u32 = 1 << 20;
+/// Inode numbers are never used twice.
+const GENERATION: Generation = Generation(0);
+
+/// The file system that the session's threads serve.
+#[derive(Debug)]
+pub(crate) struct BerthFs {
+    core: Arc<Core>,
+    ttl: Duration,
+}
+
+/// An answer that can carry an error.
+trait Answer: Send + 'static {
+    fn refuse(self, errno: Errno);
+}
+macro_rules! answers {
+    ($($reply:ty),*) => { $(impl Answer for $reply { fn refuse(self, errno: Errno) { self.error(errno); } })* };
+}
+answers!(ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite);
+
+impl BerthFs {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { ttl: core.cfg.dir_ttl, core }
+    }
+
+    /// Answers now.
+    fn now<A: Answer, T>(reply: A, result: Result<T, Errno>, give: impl FnOnce(A, T)) {
+        match result {
+            Ok(value) => give(reply, value),
+            Err(errno) => reply.refuse(errno),
+        }
+    }
+
+    /// Answers when `work` is done; the FUSE thread goes on.
+    fn later<A: Answer, T: Send + 'static>(
+        &self,
+        reply: A,
+        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
+        give: impl FnOnce(A, T) + Send + 'static,
+    ) {
+        self.core.rt.spawn(async move {
+            match work.await {
+                Ok(value) => give(reply, value),
+                Err(errno) => reply.refuse(errno),
+            }
+        });
+    }
+
+    fn tree(&self) -> parking_lot::MutexGuard<'_, Tree> {
+        self.core.tree.lock()
+    }
+
+    fn listing(&self, ino: Ino) -> Result<Arc<Vec<(Arc<str>, Ino)>>, Errno> {
+        let tree = self.tree();
+        let inode = tree.get(ino)?;
+        let mut all: Vec<(Arc<str>, Ino)> = vec![(".".into(), ino), ("..".into(), inode.parent)];
+        all.extend(inode.as_dir()?.children.iter().map(|(name, child)| (name.clone(), *child)));
+        Ok(Arc::new(all))
+    }
+
+    /// The open folder's listing; read again when the reader starts over.
+    fn entries(&self, fh: FileHandle, offset: u64) -> Result<Arc<Vec<(Arc<str>, Ino)>>, Errno> {
+        let dir = self.core.handle_dir(fh.0)?;
+        let mut listing = dir.listing.lock();
+        if offset == 0 {
+            *listing = self.listing(dir.ino)?;
+        }
+        Ok(listing.clone())
+    }
+
+    /// Opens for reading or writing; `Some`: fetch the content first.
+    fn open_file(&self, ino: Ino, flags: OpenFlags) -> Result<(Arc<File>, bool), Errno> {
+        let file = self.tree().file(ino)?;
+        let truncates = flags.0 & libc::O_TRUNC != 0 && flags.acc_mode() != fuser::OpenAccMode::O_RDONLY;
+        {
+            let mut state = file.state();
+            // ESTALE makes the kernel look the name up again and open what is there now.
+            if state.attachment == Attachment::Replaced {
+                return Err(Errno::ESTALE);
+            }
+            state.opens += 1;
+        }
+        if truncates {
+            self.core.truncate_here(&file, 0)?;
+        }
+        let fetch = !truncates && self.core.wants_pin(&file).is_some();
+        Ok((file, fetch))
+    }
+}
+
+fn entry_reply(ttl: Duration) -> impl FnOnce(ReplyEntry, FileAttr) + Send + 'static {
+    move |reply, attr| reply.entry(&ttl, &attr, GENERATION)
+}
+
+fn done(reply: ReplyEmpty, (): ()) {
+    reply.ok();
+}
+
+/// The kernel may keep pages: another content always means another inode.
+fn opened(core: &Core, reply: ReplyOpen, file: Arc<File>) {
+    reply.opened(FileHandle(core.open_handle(Opened::File(file))), FopenFlags::FOPEN_KEEP_CACHE);
+}
+
+fn perm(mode: u32) -> u16 {
+    (mode & 0o7777) as u16
+}
+
+impl Filesystem for BerthFs {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+        ];
+        for flag in wanted {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "this kernel's FUSE lacks it");
+            }
+        }
+        // Out of range is answered with the nearest that works; all three are within every kernel's range.
+        let _ = config.set_max_write(MAX_WRITE);
+        let _ = config.set_max_readahead(MAX_WRITE);
+        let _ = config.set_max_background(64);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let mut tree = self.tree();
+        // A name that no key can have is a name that is not there.
+        let child = name.to_str().map_or(Ok(None), |name| tree.child(parent.0, name));
+        let result = match child {
+            _ if name.len() > 255 => Err(Errno::ENAMETOOLONG),
+            Ok(Some(ino)) => self.core.entry(&mut tree, ino),
+            // Number 0 says "not there, and remember that": the feed ends it.
+            Ok(None) => tree.attr(crate::tree::ROOT).map(|attr| FileAttr { ino: INodeNo(0), ..attr }),
+            Err(errno) => Err(errno),
+        };
+        drop(tree);
+        Self::now(reply, result, entry_reply(self.ttl));
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.tree().forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let attr = self.tree().attr(ino.0);
+        Self::now(reply, attr, |reply, attr| reply.attr(&self.ttl, &attr));
+    }
+
+    fn setattr(
+        &self, _req: &Request, ino: INodeNo, mode: Option<u32>, _uid: Option<u32>, _gid: Option<u32>, size: Option<u64>, atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>, _ctime: Option<SystemTime>, fh: Option<FileHandle>, _crtime: Option<SystemTime>, _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>, _flags: Option<BsdFileFlags>, reply: ReplyAttr,
+    ) {
+        let (core, ttl) = (self.core.clone(), self.ttl);
+        let changes = Changes { perm: mode.map(perm), atime, mtime };
+        let give = move |reply: ReplyAttr, attr: FileAttr| reply.attr(&ttl, &attr);
+        // The usual ones, on a file being written, need no S3.
+        let resized = match size {
+            None => Ok(Some(())),
+            Some(_) if fh.is_none() => Ok(None),
+            Some(size) => self.tree().file(ino.0).and_then(|file| core.truncate_here(&file, size)),
+        };
+        match resized {
+            Err(errno) => return reply.error(errno),
+            Ok(Some(())) => match core.set_attributes(ino.0, changes) {
+                Err(errno) => return reply.error(errno),
+                Ok(None) => return Self::now(reply, self.tree().attr(ino.0), give),
+                Ok(Some(app)) => {
+                    return self.later(reply, async move {
+                        core.index.commit(&core, &app).await?;
+                        core.tree.lock().attr(ino.0)
+                    }, give);
+                }
+            },
+            Ok(None) => {}
+        }
+        self.later(
+            reply,
+            async move {
+                let file = core.tree.lock().file(ino.0)?;
+                if let Some(size) = size {
+                    core.truncate(&file, size, fh.is_some()).await?;
+                }
+                if let Some(app) = core.set_attributes(ino.0, changes)? {
+                    core.index.commit(&core, &app).await?;
+                }
+                core.tree.lock().attr(ino.0)
+            },
+            give,
+        );
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let tree = self.tree();
+        match tree.get(ino.0).map(|inode| &inode.node) {
+            Ok(Node::Symlink(target)) => reply.data(target.as_bytes()),
+            Ok(_) => reply.error(Errno::EINVAL),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn mknod(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, _rdev: u32, reply: ReplyEntry) {
+        let kind = match mode & libc::S_IFMT {
+            libc::S_IFREG | 0 => FileType::RegularFile,
+            libc::S_IFIFO => FileType::NamedPipe,
+            libc::S_IFSOCK => FileType::Socket,
+            _ => return reply.error(Errno::EPERM),
+        };
+        let name = match check_name(name) {
+            Ok(name) => name.to_owned(),
+            Err(errno) => return reply.error(errno),
+        };
+        let core = self.core.clone();
+        self.later(reply, async move { core.mknod(parent.0, &name, kind, perm(mode)).await }, entry_reply(self.ttl));
+    }
+
+    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let name = match check_name(name) {
+            Ok(name) => name.to_owned(),
+            Err(errno) => return reply.error(errno),
+        };
+        let core = self.core.clone();
+        self.later(reply, async move { core.mkdir(parent.0, &name, perm(mode)).await }, entry_reply(self.ttl));
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Ok(name) = check_name(name).map(str::to_owned) else { return reply.error(Errno::ENOENT) };
+        match self.core.unlink_here(parent.0, &name) {
+            Err(errno) => reply.error(errno),
+            Ok(None) => reply.ok(),
+            Ok(Some(file)) => {
+                let core = self.core.clone();
+                self.later(reply, async move { core.unlink_stored(parent.0, &name, &file).await }, done);
+            }
+        }
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Ok(name) = check_name(name).map(str::to_owned) else { return reply.error(Errno::ENOENT) };
+        let core = self.core.clone();
+        self.later(reply, async move { core.rmdir(parent.0, &name).await }, done);
+    }
+
+    fn symlink(&self, _req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (name, target) = match (check_name(link_name), target.to_str()) {
+            (Ok(name), Some(target)) => (name.to_owned(), target.to_owned()),
+            (Err(errno), _) => return reply.error(errno),
+            (_, None) => return reply.error(Errno::EILSEQ),
+        };
+        let core = self.core.clone();
+        self.later(reply, async move { core.symlink(parent.0, &name, &target).await }, entry_reply(self.ttl));
+    }
+
+    fn rename(&self, _req: &Request, parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr, flags: RenameFlags, reply: ReplyEmpty) {
+        let (name, new_name) = match (check_name(name), check_name(newname)) {
+            (Ok(name), Ok(new_name)) => (name.to_owned(), new_name.to_owned()),
+            (Err(errno), _) | (_, Err(errno)) => return reply.error(errno),
+        };
+        let core = self.core.clone();
+        self.later(reply, async move { core.rename(parent.0, &name, newparent.0, &new_name, flags).await }, done);
+    }
+
+    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let core = self.core.clone();
+        match self.open_file(ino.0, flags) {
+            Err(errno) => reply.error(errno),
+            Ok((file, false)) => opened(&core, reply, file),
+            Ok((file, true)) => self.later(
+                reply,
+                async move {
+                    match core.pin(&file).await {
+                        Ok(()) => Ok((core, file)),
+                        Err(errno) => {
+                            core.closed(&file);
+                            let key = file.state().base.as_ref().map(|base| base.key.clone());
+                            if let Some(key) = key.filter(|_| errno.code() == libc::ESTALE) {
+                                core.reconcile(&key).await;
+                            }
+                            Err(errno)
+                        }
+                    }
+                },
+                |reply, (core, file)| opened(&core, reply, file),
+            ),
+        }
+    }
+
+    fn read(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, size: u32, _flags: OpenFlags, _owner: Option<LockOwner>, reply: ReplyData) {
+        let core = self.core.clone();
+        let file = match core.handle_file(fh.0) {
+            Ok(file) => file,
+            Err(errno) => return reply.error(errno),
+        };
+        let give = |reply: ReplyData, bytes: Bytes| reply.data(&bytes);
+        match core.read_here(&file, offset, size as usize) {
+            Some(result) => Self::now(reply, result, give),
+            None => self.later(reply, async move { core.read(&file, offset, size as usize).await }, give),
+        }
+    }
+
+    fn write(
+        &self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, data: &[u8], _write_flags: WriteFlags, _flags: OpenFlags,
+        _owner: Option<LockOwner>, reply: ReplyWrite,
+    ) {
+        let core = self.core.clone();
+        let len = data.len() as u32;
+        match core.handle_file(fh.0).and_then(|file| Ok((core.write_here(&file, offset, data)?, file))) {
+            Err(errno) => reply.error(errno),
+            Ok((Some(()), _)) => reply.written(len),
+            Ok((None, file)) => {
+                let data = data.to_vec();
+                self.later(
+                    reply,
+                    async move {
+                        core.bring_here(&file).await?;
+                        core.write_here(&file, offset, &data)?.ok_or(Errno::EIO)
+                    },
+                    move |reply, ()| reply.written(len),
+                );
+            }
+        }
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        let core = self.core.clone();
+        match core.handle_file(fh.0) {
+            Err(errno) => reply.error(errno),
+            Ok(file) if !file.state().is_dirty() => reply.ok(),
+            Ok(file) => self.later(reply, async move { core.uploader.save(&core, &file).await }, done),
+        }
+    }
+
+    fn release(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, _owner: Option<LockOwner>, _flush: bool, reply: ReplyEmpty) {
+        if let Some(Opened::File(file)) = self.core.close_handle(fh.0) {
+            self.core.closed(&file);
+        }
+        reply.ok();
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let core = self.core.clone();
+        let file = match core.handle_file(fh.0) {
+            Ok(file) => file,
+            Err(errno) => return reply.error(errno),
+        };
+        self.later(
+            reply,
+            async move {
+                core.uploader.save(&core, &file).await?;
+                core.sync_index(ino.0).await
+            },
+            done,
+        );
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let listing = Mutex::new(Arc::default());
+        let fh = self.core.open_handle(Opened::Dir(Arc::new(OpenDir { ino: ino.0, listing })));
+        reply.opened(FileHandle(fh), FopenFlags::empty());
+    }
+
+    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let entries = match self.entries(fh, offset) {
+            Ok(entries) => entries,
+            Err(errno) => return reply.error(errno),
+        };
+        let tree = self.tree();
+        for (at, (name, ino)) in entries.iter().enumerate().skip(offset as usize) {
+            let Ok(attr) = tree.attr(*ino) else { continue };
+            if reply.add(attr.ino, at as u64 + 1, attr.kind, &**name) {
+                break;
+            }
+        }
+        drop(tree);
+        reply.ok();
+    }
+
+    fn readdirplus(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let entries = match self.entries(fh, offset) {
+            Ok(entries) => entries,
+            Err(errno) => return reply.error(errno),
+        };
+        let mut tree = self.tree();
+        for (at, (name, ino)) in entries.iter().enumerate().skip(offset as usize) {
+            // Gone meanwhile; but `.` and `..` of a removed folder are still there.
+            let Ok(attr) = tree.attr(*ino) else { continue };
+            let dots = at < 2;
+            if !dots && tree.get(*ino).is_ok_and(|inode| !inode.linked) {
+                continue;
+            }
+            if reply.add(attr.ino, at as u64 + 1, &**name, &self.ttl, &attr, GENERATION) {
+                break;
+            }
+            if !dots {
+                tree.remember(*ino);
+            }
+        }
+        drop(tree);
+        reply.ok();
+    }
+
+    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.core.close_handle(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let core = self.core.clone();
+        self.later(reply, async move { core.sync_index(ino.0).await }, done);
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        // A bucket has no end: 1 EiB in blocks of 4 KiB.
+        let blocks = 1 << 48;
+        reply.statfs(blocks, blocks, blocks, 1 << 40, 1 << 40, 4096, 255, 4096);
+    }
+
+    fn setxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _value: &[u8], _flags: i32, _position: u32, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+        // The kernel stops asking, and tells programs EOPNOTSUPP.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // The kernel checks the bits itself (default_permissions).
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn create(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, _flags: i32, reply: ReplyCreate) {
+        let made = check_name(name).and_then(|name| self.core.create(parent.0, name, perm(mode)));
+        Self::now(reply, made, |reply, (attr, fh)| reply.created(&self.ttl, &attr, GENERATION, FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE));
+    }
+
+    fn ioctl(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _flags: IoctlFlags, _cmd: u32, _in: &[u8], _out_size: u32, reply: ReplyIoctl) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn fallocate(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        // Only the plain form: make the file at least so long.
+        if mode != 0 {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let core = self.core.clone();
+        let file = match core.handle_file(fh.0) {
+            Ok(file) => file,
+            Err(errno) => return reply.error(errno),
+        };
+        let Some(end) = offset.checked_add(length) else { return reply.error(Errno::EFBIG) };
+        if file.state().size() >= end {
+            return reply.ok();
+        }
+        self.later(reply, async move { core.truncate(&file, end, true).await }, done);
+    }
+
+    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
+        // The kernel then treats a file as one piece of data without holes.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self, _req: &Request, _ino_in: INodeNo, _fh_in: FileHandle, _offset_in: u64, _ino_out: INodeNo, _fh_out: FileHandle, _offset_out: u64,
+        _len: u64, _flags: CopyFileRangeFlags, reply: ReplyWrite,
+    ) {
+        // The kernel copies through the page cache instead.
+        reply.error(Errno::ENOSYS);
+    }
+}

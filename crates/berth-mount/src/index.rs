@@ -1,0 +1,244 @@
+//! The index objects: what S3 objects cannot say, one small object a workspace.
+//!
+//! The index is never kept up by hand: it is worked out from the tree whenever it is written, so it cannot drift. It holds
+//! exceptions alone: other bits than 0644 and 0755, times that somebody set, symlinks, folders with nothing in them.
+//!
+//! Writes are grouped. Who must be sure (`mkdir`, `symlink`, `chmod`, `fsync`) calls [`IndexWriter::commit`] and waits for a
+//! write that began after the change; all who wait at the same time share one. Others only mark the index as changed and
+//! the background writes it [`DEBOUNCE`] later.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use berth_store::Precondition;
+use berth_workspace::index::{self, EntryKind, IndexEntry, WorkspaceIndex};
+use fuser::Errno;
+use parking_lot::Mutex;
+
+use crate::{
+    core::Core,
+    tree::{DIR_PERM, FILE_PERM, Ino, Node, ROOT, Tree},
+};
+
+/// How long changes nobody waits for are gathered.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// The pause after a write nobody waited for, so that a long copy does not write the index for every file.
+const REST: Duration = Duration::from_millis(200);
+
+/// The writer of all workspaces' indexes.
+#[derive(Debug, Default)]
+pub(crate) struct IndexWriter {
+    apps: Mutex<HashMap<String, Arc<AppIndex>>>,
+    wake: tokio::sync::Notify,
+}
+
+#[derive(Debug, Default)]
+struct AppIndex {
+    wanted: AtomicU64,
+    committed: AtomicU64,
+    /// Held while it is written.
+    turn: tokio::sync::Mutex<Written>,
+}
+
+#[derive(Debug, Default)]
+struct Written {
+    /// What S3 has; `None`: no object.
+    bytes: Option<Vec<u8>>,
+    etag: Option<String>,
+    /// Written by a newer Berth: reading part of it and writing it back would lose the rest.
+    foreign: bool,
+}
+
+/// What the tree says about a workspace.
+struct Derived {
+    index: Option<WorkspaceIndex>,
+    /// The workspace's folder, if it has neither object nor marker and would vanish.
+    needs_marker: Option<Ino>,
+    dirs: Vec<(Ino, bool)>,
+}
+
+impl IndexWriter {
+    fn app(&self, app: &str) -> Arc<AppIndex> {
+        self.apps.lock().entry(app.to_owned()).or_default().clone()
+    }
+
+    /// Something the index says about `app` may have changed.
+    pub(crate) fn touch(&self, app: &str) {
+        self.app(app).wanted.fetch_add(1, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    /// Whether the stored index may be behind.
+    pub(crate) fn is_behind(&self, app: &str) -> bool {
+        let app = self.app(app);
+        app.committed.load(Ordering::Relaxed) < app.wanted.load(Ordering::Relaxed)
+    }
+
+    /// The stored index, as read at start or after somebody else wrote it.
+    pub(crate) async fn loaded(&self, app: &str, etag: String, bytes: Vec<u8>, foreign: bool) {
+        *self.app(app).turn.lock().await = Written { bytes: Some(bytes), etag: Some(etag), foreign };
+    }
+
+    /// Whether `etag` is the index we wrote or read last.
+    pub(crate) async fn knows(&self, app: &str, etag: &str) -> bool {
+        self.app(app).turn.lock().await.etag.as_deref() == Some(etag)
+    }
+
+    /// Returns when S3 has an index that holds all changes made before the call.
+    ///
+    /// # Errors
+    /// `EIO` when it could not be written; `EROFS` when the stored one is of a newer Berth.
+    pub(crate) async fn commit(&self, core: &Core, app: &str) -> Result<(), Errno> {
+        let state = self.app(app);
+        let target = state.wanted.load(Ordering::Relaxed);
+        if state.committed.load(Ordering::Relaxed) >= target {
+            return Ok(());
+        }
+        let mut written = state.turn.lock().await;
+        if state.committed.load(Ordering::Relaxed) >= target {
+            return Ok(());
+        }
+        let now = state.wanted.load(Ordering::Relaxed);
+        let derived = derive(&core.tree.lock(), app);
+        let key = index::key(app);
+        if let Some(ino) = derived.needs_marker {
+            put_marker(core, ino, app).await?;
+        }
+        let bytes = derived.index.filter(|index| !index.entries.is_empty()).map(|index| index.to_bytes());
+        if bytes != written.bytes {
+            if written.foreign {
+                tracing::warn!(key, "the index is of a newer Berth; modes, links and empty folders cannot be stored");
+                return Err(Errno::EROFS);
+            }
+            core.wrote(&key);
+            let result = match &bytes {
+                Some(bytes) => core.store.put(&key, bytes.clone().into(), Precondition::None).await.map(|info| Some(info.etag)),
+                None => core.store.delete(&key).await.map(|()| None),
+            };
+            written.etag = result.map_err(|e| core.failed("cannot write the index; tried again", &key, &e))?;
+            written.bytes = bytes;
+        }
+        let mut tree = core.tree.lock();
+        for (ino, indexed) in derived.dirs {
+            if let Ok(dir) = tree.dir_mut(ino) {
+                dir.indexed = indexed;
+            }
+        }
+        drop(tree);
+        state.committed.store(now, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Writes all indexes that are behind; the number of those that could not be written.
+    pub(crate) async fn commit_all(&self, core: &Core) -> usize {
+        let behind: Vec<String> = self.apps.lock().keys().cloned().collect();
+        let mut failed = 0;
+        for app in behind.into_iter().filter(|app| self.is_behind(app)) {
+            failed += usize::from(self.commit(core, &app).await.is_err());
+        }
+        failed
+    }
+
+    /// Writes the changes nobody waits for. Ends with the mount.
+    pub(crate) async fn tend(core: Arc<Core>) {
+        let mut pause = REST;
+        while !core.ended.load(Ordering::Relaxed) {
+            // The time-out is for what failed and for the end of the mount.
+            let _ = tokio::time::timeout(Duration::from_secs(1), core.index.wake.notified()).await;
+            tokio::time::sleep(DEBOUNCE).await;
+            let failed = core.index.commit_all(&core).await;
+            pause = if failed == 0 { REST } else { Duration::from_secs(10).min(pause * 2) };
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+/// Stores the marker object `NAME/`, so that every S3 tool sees the folder.
+pub(crate) async fn put_marker(core: &Core, ino: Ino, key: &str) -> Result<(), Errno> {
+    let marker = format!("{key}/");
+    core.wrote(&marker);
+    core.store.put(&marker, bytes::Bytes::new(), Precondition::None).await.map_err(|e| core.failed("cannot make the folder", &marker, &e))?;
+    if let Ok(dir) = core.tree.lock().dir_mut(ino) {
+        dir.marker = true;
+    }
+    Ok(())
+}
+
+fn derive(tree: &Tree, app: &str) -> Derived {
+    let mut derived = Derived { index: None, needs_marker: None, dirs: Vec::new() };
+    let Some(top) = tree.child(ROOT, app).ok().flatten() else { return derived };
+    let Ok(inode) = tree.get(top) else { return derived };
+    let Node::Dir(dir) = &inode.node else { return derived };
+    if inode.local {
+        return derived;
+    }
+    if !dir.marker && !tree.has_stored_children(dir) {
+        derived.needs_marker = Some(top);
+    }
+    let mut index = WorkspaceIndex::default();
+    walk(tree, top, &mut String::new(), &mut index, &mut derived.dirs);
+    derived.index = Some(index);
+    derived
+}
+
+fn walk(tree: &Tree, ino: Ino, path: &mut String, index: &mut WorkspaceIndex, dirs: &mut Vec<(Ino, bool)>) {
+    let Ok(inode) = tree.get(ino) else { return };
+    if inode.local {
+        return;
+    }
+    if let Some(entry) = entry_of(tree, ino)
+        && !path.is_empty()
+    {
+        index.entries.insert(path.clone(), entry);
+    }
+    let Node::Dir(dir) = &inode.node else { return };
+    dirs.push((ino, index.entries.contains_key(path)));
+    for (name, child) in &dir.children {
+        let len = path.len();
+        if len > 0 {
+            path.push('/');
+        }
+        path.push_str(name);
+        walk(tree, *child, path, index, dirs);
+        path.truncate(len);
+    }
+}
+
+/// What the index says about an inode: `None` if its object says all.
+pub(crate) fn entry_of(tree: &Tree, ino: Ino) -> Option<IndexEntry> {
+    let inode = tree.get(ino).ok()?;
+    let mtime = |times: crate::tree::Times| times.explicit.then(|| to_nanos(times.mtime));
+    let (mut entry, times, default, always) = match &inode.node {
+        Node::Dir(dir) => (IndexEntry::dir(), inode.times, DIR_PERM, !tree.has_stored_children(dir) && !dir.marker),
+        Node::File(file) => (IndexEntry::file(), file.state().times, FILE_PERM, false),
+        Node::Symlink(target) => (IndexEntry::symlink(target), inode.times, inode.perm, true),
+        Node::Special(_) => return None,
+    };
+    entry.mode = (inode.perm != default).then_some(u32::from(inode.perm));
+    entry.mtime_ns = mtime(times);
+    (always || entry.mode.is_some() || entry.mtime_ns.is_some()).then_some(entry)
+}
+
+/// Nanoseconds since 1970; times too far away are cut to what fits.
+pub(crate) fn to_nanos(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |n| -n),
+    }
+}
+
+pub(crate) fn from_nanos(nanos: i64) -> SystemTime {
+    let distance = Duration::from_nanos(nanos.unsigned_abs());
+    if nanos < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
+}
+
+/// Whether an entry is of a file; those of files without an object are left over.
+pub(crate) fn is_file(entry: &IndexEntry) -> bool {
+    entry.kind == EntryKind::File
+}

@@ -1,0 +1,317 @@
+//! Putting the file system in its place and taking it away.
+//!
+//! The device is opened and mounted here rather than by the FUSE library, so that this process alone decides when to
+//! unmount (the library would unmount twice, and the second time perhaps somebody else's), and so that the descriptor can
+//! later be handed to a new process.
+
+use std::{
+    fs::OpenOptions,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use berth_store::Store;
+use fuser::{BackgroundSession, Config, Session, SessionACL};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, umount2},
+};
+
+use crate::{
+    LocalUsage, MountConfig, MountError, Pending,
+    cache::Contents,
+    core::Core,
+    fs::BerthFs,
+    index::IndexWriter,
+    kernel::{self, KernelNotices, Notice},
+    upload::Uploader,
+};
+
+const DEVICE: &str = "/dev/fuse";
+/// Threads that take the kernel's requests. None waits for S3, so a few are plenty.
+const THREADS: usize = 4;
+/// How long a busy mount is asked politely.
+const BUSY: Duration = Duration::from_millis(500);
+/// How long the threads may take to see that the mount is gone, before the connection is cut.
+const LINGER: Duration = Duration::from_secs(3);
+
+/// The mounted bucket. Dropping it without [`Mount::shutdown`] unmounts too, but does not wait for uploads.
+#[derive(Debug)]
+pub struct Mount {
+    core: Arc<Core>,
+    live: Option<Live>,
+}
+
+#[derive(Debug)]
+struct Live {
+    mountpoint: PathBuf,
+    connection: Option<PathBuf>,
+    session: BackgroundSession,
+    notices: JoinHandle<()>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Mount {
+    /// Reads the bucket's names and mounts it. Runs its requests on the calling runtime, which must have threads of its own
+    /// (not the current-thread kind): programs that use the mount wait for it.
+    ///
+    /// # Errors
+    /// One variant for each step; nothing stays mounted after an error.
+    pub async fn start(cfg: MountConfig, store: Store) -> Result<Mount, MountError> {
+        let mountpoint = prepare(&cfg.mountpoint)?;
+        let device = open_device()?;
+        let folder = |source| MountError::CacheDir { path: cfg.cache_dir.clone(), source };
+        let spill = cfg.cache_dir.join("drafts");
+        std::fs::create_dir_all(&spill).map_err(folder)?;
+        let contents = Contents::open(&cfg.cache_dir, cfg.cache_max).map_err(folder)?;
+        // Listen before listing: what changes between the two is seen twice rather than never.
+        let feed = store.changes();
+        let (notices, receiver) = KernelNotices::channel();
+        let core = Core::new(cfg, store, contents, spill, notices);
+        core.load().await.map_err(MountError::List)?;
+
+        let served = core.clone();
+        let started = tokio::task::spawn_blocking(move || serve(served, &mountpoint, device, receiver));
+        let (mountpoint, connection, session, thread) = started.await.unwrap_or_else(|panic| {
+            Err(MountError::Session { source: io::Error::other(panic.to_string()) })
+        })?;
+        let tasks = vec![
+            tokio::spawn(Uploader::tend(core.clone())),
+            tokio::spawn(IndexWriter::tend(core.clone())),
+            tokio::spawn(core.clone().follow(feed)),
+        ];
+        tracing::info!(mountpoint = %mountpoint.display(), bucket = core.store.bucket(), "mounted");
+        Ok(Mount { live: Some(Live { mountpoint, connection, session, notices: thread, tasks }), core })
+    }
+
+    /// Uploads what is pending, unmounts, ends the threads.
+    ///
+    /// # Errors
+    /// [`MountError::Unsaved`] when S3 did not take everything; the mount is gone all the same.
+    pub async fn shutdown(mut self) -> Result<(), MountError> {
+        // Twice: the first while programs can still write, the second for what they wrote until the mount was gone.
+        self.core.uploader.drain(&self.core).await;
+        self.core.index.commit_all(&self.core).await;
+        let Some(live) = self.live.take() else { return Ok(()) };
+        let mountpoint = live.mountpoint.clone();
+        let blocking = tokio::task::spawn_blocking(move || unmount(&mountpoint));
+        let unmounted = blocking.await.unwrap_or_else(|panic| Err(io::Error::other(panic.to_string())));
+        let files = self.core.uploader.drain(&self.core).await;
+        let indexes = self.core.index.commit_all(&self.core).await;
+        self.core.ended.store(true, Ordering::Relaxed);
+        let mountpoint = live.mountpoint.clone();
+        let ended = tokio::task::spawn_blocking(move || live.end());
+        if let Err(panic) = ended.await {
+            tracing::warn!(%panic, "a thread of the mount did not end well");
+        }
+        unmounted.map_err(|source| MountError::Unmount { path: mountpoint, source })?;
+        if files + indexes > 0 {
+            return Err(MountError::Unsaved { files, indexes });
+        }
+        Ok(())
+    }
+
+    /// What local-only files hold.
+    #[must_use]
+    pub fn local_usage(&self) -> LocalUsage {
+        self.core.budget.usage()
+    }
+
+    /// What is written and not yet in S3.
+    #[must_use]
+    pub fn pending(&self) -> Pending {
+        self.core.uploader.pending()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.core.ended.store(true, Ordering::Relaxed);
+        self.core.kernel.send(Notice::Stop);
+        if let Some(live) = self.live.take() {
+            // Not a plain unmount: that could wait for requests whose tasks will never run again.
+            let _ = umount2(&live.mountpoint, MntFlags::MNT_DETACH);
+            live.cut();
+            for task in &live.tasks {
+                task.abort();
+            }
+        }
+    }
+}
+
+impl Live {
+    /// Waits for the threads; whoever still has files open loses them after [`LINGER`].
+    fn end(self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        let since = Instant::now();
+        while !self.session.guard.is_finished() && since.elapsed() < LINGER {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if !self.session.guard.is_finished() {
+            tracing::warn!(mountpoint = %self.mountpoint.display(), "programs still have files of the mount open; cutting them off");
+            self.cut();
+        }
+        if let Err(error) = self.session.join() {
+            tracing::warn!(%error, "the FUSE session ended with an error");
+        }
+        // The notices' thread was told to stop; it may be inside a notice that the end of the connection has released.
+        if self.notices.join().is_err() {
+            tracing::warn!("the thread for notices panicked");
+        }
+    }
+
+    /// Ends the kernel's connection: every request is answered with an error.
+    fn cut(&self) {
+        if let Some(connection) = &self.connection {
+            let _ = std::fs::write(connection.join("abort"), "1");
+        }
+    }
+}
+
+/// The part that blocks: mount, shake hands with the kernel, start the threads.
+#[allow(clippy::type_complexity)]
+fn serve(
+    core: Arc<Core>,
+    mountpoint: &Path,
+    device: OwnedFd,
+    notices: std::sync::mpsc::Receiver<Notice>,
+) -> Result<(PathBuf, Option<PathBuf>, BackgroundSession, JoinHandle<()>), MountError> {
+    let options = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},allow_other,default_permissions",
+        device.as_raw_fd(),
+        nix::unistd::getuid(),
+        nix::unistd::getgid()
+    );
+    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
+    nix::mount::mount(Some("berth"), mountpoint, Some("fuse.berth"), flags, Some(options.as_str()))
+        .map_err(|errno| MountError::Mount { path: mountpoint.to_owned(), source: errno.into() })?;
+    let started = || {
+        let mut config = Config::default();
+        config.acl = SessionACL::All;
+        config.n_threads = Some(THREADS);
+        let session = Session::from_fd(BerthFs::new(core), device, SessionACL::All, config)?;
+        let notifier = session.notifier();
+        let session = session.spawn()?;
+        let thread = kernel::spawn(notices, notifier)?;
+        Ok((session, thread))
+    };
+    match started() {
+        Ok((session, thread)) => Ok((mountpoint.to_owned(), connection_of(mountpoint), session, thread)),
+        Err(source) => {
+            let _ = umount2(mountpoint, MntFlags::MNT_DETACH);
+            Err(MountError::Session { source })
+        }
+    }
+}
+
+fn open_device() -> Result<OwnedFd, MountError> {
+    let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(DEVICE);
+    opened.map(OwnedFd::from).map_err(|source| MountError::NoFuse { source })
+}
+
+/// Makes the mountpoint ready; its absolute path.
+fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
+    clear_stale(mountpoint)?;
+    let failed = |source| MountError::Mountpoint { path: mountpoint.to_owned(), source };
+    std::fs::create_dir_all(mountpoint).map_err(failed)?;
+    let path = mountpoint.canonicalize().map_err(failed)?;
+    match mounted_at(&path) {
+        Some(mounted) => Err(MountError::AlreadyMounted { path, what: mounted.source }),
+        None => Ok(path),
+    }
+}
+
+fn unmount(mountpoint: &Path) -> io::Result<()> {
+    let since = Instant::now();
+    loop {
+        match umount2(mountpoint, MntFlags::empty()) {
+            // EINVAL: somebody else has unmounted it already.
+            Ok(()) | Err(Errno::EINVAL) => return Ok(()),
+            Err(Errno::EBUSY) if since.elapsed() < BUSY => std::thread::sleep(Duration::from_millis(20)),
+            Err(_) => return umount2(mountpoint, MntFlags::MNT_DETACH).map_err(io::Error::from),
+        }
+    }
+}
+
+/// Lazily unmounts a dead mount (`ENOTCONN`) that a killed daemon left behind; `true` if there was one.
+///
+/// # Errors
+/// When the dead mount cannot be unmounted.
+pub fn clear_stale(mountpoint: &Path) -> Result<bool, MountError> {
+    let mut cleared = false;
+    // Several daemons may have died one after the other.
+    while let Err(error) = std::fs::metadata(mountpoint) {
+        match error.raw_os_error() {
+            Some(libc::ENOTCONN | libc::ECONNABORTED) => {
+                umount2(mountpoint, MntFlags::MNT_DETACH)
+                    .map_err(|errno| MountError::Unmount { path: mountpoint.to_owned(), source: errno.into() })?;
+                tracing::info!(mountpoint = %mountpoint.display(), "removed a dead mount");
+                cleared = true;
+            }
+            _ => break,
+        }
+    }
+    Ok(cleared)
+}
+
+struct Mounted {
+    source: String,
+    minor: String,
+}
+
+/// What is mounted exactly at `path`, the topmost.
+fn mounted_at(path: &Path) -> Option<Mounted> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let wanted = path.to_str()?;
+    table.lines().rev().find_map(|line| {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let (device, target) = (fields.get(2)?, fields.get(4)?);
+        let source = fields.iter().skip_while(|field| **field != "-").nth(1)?;
+        let minor = device.split_once(':')?.1.to_owned();
+        (unescape(target) == wanted).then(|| Mounted { source: (*source).to_owned(), minor })
+    })
+}
+
+/// Mount tables write blanks and the like as `\040`.
+fn unescape(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let octal = (first == b'\\').then(|| after.get(..3)).flatten().and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                out.push(first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// The kernel's control folder of a FUSE mount: named by the minor number of its device.
+fn connection_of(mountpoint: &Path) -> Option<PathBuf> {
+    let minor = mounted_at(mountpoint)?.minor;
+    Some(PathBuf::from("/sys/fs/fuse/connections").join(minor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_table_names_are_read_as_they_are() {
+        assert_eq!(unescape(r"/a\040b/\134c"), r"/a b/\c");
+        assert_eq!(unescape(r"/plain\04"), r"/plain\04");
+    }
+}

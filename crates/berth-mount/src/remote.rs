@@ -1,0 +1,457 @@
+//! What the bucket says: the first listing, and the changes others make.
+//!
+//! A change that is not ours gives the file a new inode under the old name, so whoever has the old one open keeps the old
+//! bytes; the kernel is told to forget the name. Our own writes come back in the feed too: their ETag is known already, or
+//! they are looked up again once the upload in flight has ended. A feed that lost changes is answered by a new listing.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use berth_store::{Change, ObjectInfo, StoreError};
+use berth_workspace::index::{self, EntryKind, WorkspaceIndex};
+use fuser::Errno;
+use futures::StreamExt;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+
+use crate::{
+    core::{Core, Shape},
+    file::{Attachment, File},
+    index::{from_nanos, is_file},
+    kernel::Notice,
+    tree::{DIR_PERM, Dir, FILE_PERM, Ino, Node, ROOT, Times, Tree},
+};
+
+/// Everything below is Berth's own.
+const HIDDEN: &str = ".berth";
+/// An index may be written this much before the last object it describes (clocks of whole seconds).
+const SLACK: Duration = Duration::from_secs(2);
+
+impl Core {
+    /// Builds the tree from the bucket.
+    pub(crate) async fn load(self: &Arc<Self>) -> Result<(), StoreError> {
+        let objects = self.store.list("").await?;
+        let mut indexes = Vec::new();
+        {
+            let mut tree = self.tree.lock();
+            let mut unheard = Vec::new();
+            for info in objects {
+                if let Some(app) = index::workspace_of_key(&info.key) {
+                    indexes.push((app.to_owned(), info));
+                } else if !is_hidden(&info.key) {
+                    self.place(&mut tree, &info, &mut unheard);
+                }
+            }
+        }
+        let results: Vec<_> = futures::stream::iter(indexes)
+            .map(|(app, info)| async move { self.load_index(&app, &info).await })
+            .buffer_unordered(16)
+            .collect()
+            .await;
+        results.into_iter().collect()
+    }
+
+    async fn load_index(self: &Arc<Self>, app: &str, info: &ObjectInfo) -> Result<(), StoreError> {
+        let (got, bytes) = match self.store.get(&info.key).await {
+            Err(e) if e.is_no_such_key() => return Ok(()),
+            other => other?,
+        };
+        let parsed = WorkspaceIndex::parse(&bytes);
+        self.index.loaded(app, got.etag, bytes.to_vec(), parsed.is_err()).await;
+        match parsed {
+            Ok(index) => {
+                let mut notices = Vec::new();
+                self.apply_index(&mut self.tree.lock(), app, &index, got.modified, &mut notices);
+                self.tell(notices);
+            }
+            Err(error) => tracing::warn!(key = info.key, %error, "modes, links and empty folders of the workspace are not shown"),
+        }
+        Ok(())
+    }
+
+    /// Follows the feed until it ends.
+    pub(crate) async fn follow(self: Arc<Self>, mut feed: Receiver<Change>) {
+        loop {
+            match feed.recv().await {
+                Ok(change) => self.on_change(change).await,
+                Err(RecvError::Lagged(missed)) => {
+                    tracing::info!(missed, "the change feed ran over; listing the bucket again");
+                    if let Err(error) = self.relist().await {
+                        tracing::warn!(%error, "cannot list the bucket; changes made elsewhere may show late");
+                    }
+                }
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    async fn on_change(self: &Arc<Self>, change: Change) {
+        let key = change.key();
+        if let Some(app) = index::workspace_of_key(key) {
+            return self.on_index_change(&app.to_owned(), &change).await;
+        }
+        if is_hidden(key) || self.is_known(&change) {
+            return;
+        }
+        if self.wrote_lately(key) {
+            // An upload of this key may be on its way: wait for it, but do not let the others wait.
+            let core = self.clone();
+            self.rt.spawn(async move {
+                let key = change.key();
+                let file = core.file_at(key);
+                if let Some(file) = &file {
+                    drop(file.upload.lock().await);
+                }
+                if !core.is_known(&change) {
+                    core.reconcile(key).await;
+                }
+            });
+            return;
+        }
+        let mut notices = Vec::new();
+        match &change {
+            Change::Put(info) => self.place(&mut self.tree.lock(), info, &mut notices),
+            Change::Deleted { key } => self.displace(&mut self.tree.lock(), key, &mut notices),
+        }
+        self.tell(notices);
+    }
+
+    /// Whether the tree already says so.
+    fn is_known(&self, change: &Change) -> bool {
+        let tree = self.tree.lock();
+        match change {
+            Change::Put(info) => match tree.find(&info.key) {
+                _ if self.uploader.is_buried(&info.key) => true,
+                Some(ino) if info.key.ends_with('/') => tree.get(ino).and_then(|i| i.as_dir().map(|dir| dir.marker)).unwrap_or(false),
+                Some(ino) => tree.file(ino).is_ok_and(|file| file.state().base.as_ref().is_some_and(|base| base.etag == info.etag)),
+                None => false,
+            },
+            Change::Deleted { key } => tree.find(key).is_none(),
+        }
+    }
+
+    fn file_at(&self, key: &str) -> Option<Arc<File>> {
+        let tree = self.tree.lock();
+        tree.find(key).and_then(|ino| tree.file(ino).ok())
+    }
+
+    /// Asks S3 what is at `key` now and makes the tree say so. Call it without holding a file's turn.
+    pub(crate) async fn reconcile(self: &Arc<Self>, key: &str) {
+        let file = self.file_at(key);
+        let _no_folder_moves = self.moves.read().await;
+        let _turn = match &file {
+            Some(file) => Some(file.upload.lock().await),
+            None => None,
+        };
+        if self.uploader.is_buried(key) {
+            return;
+        }
+        let mut notices = Vec::new();
+        match self.store.head(key).await {
+            Ok(Some(info)) => self.place(&mut self.tree.lock(), &info, &mut notices),
+            Ok(None) => self.displace(&mut self.tree.lock(), key, &mut notices),
+            Err(error) => tracing::warn!(key, %error, "cannot look up a change made elsewhere"),
+        }
+        self.tell(notices);
+    }
+
+    /// Compares the whole bucket with the tree.
+    async fn relist(self: &Arc<Self>) -> Result<(), StoreError> {
+        let objects: HashMap<String, ObjectInfo> = self.store.list("").await?.into_iter().map(|info| (info.key.clone(), info)).collect();
+        let mut doubtful: Vec<String> = {
+            let tree = self.tree.lock();
+            let files = tree.below(ROOT).into_iter().filter_map(|ino| tree.file(ino).ok());
+            files.filter_map(|file| file.state().base.as_ref().map(|base| base.key.clone())).filter(|key| !objects.contains_key(key)).collect()
+        };
+        for (key, info) in objects {
+            if let Some(app) = index::workspace_of_key(&key) {
+                self.on_index_change(&app.to_owned(), &Change::Put(info)).await;
+            } else if !is_hidden(&key) && !self.is_known(&Change::Put(info)) {
+                doubtful.push(key);
+            }
+        }
+        futures::stream::iter(doubtful).for_each_concurrent(8, |key| async move { self.reconcile(&key).await }).await;
+        Ok(())
+    }
+
+    async fn on_index_change(self: &Arc<Self>, app: &str, change: &Change) {
+        match change {
+            Change::Put(info) if !self.index.knows(app, &info.etag).await => {
+                if let Err(error) = self.load_index(app, info).await {
+                    tracing::warn!(key = info.key, %error, "cannot read an index that was changed elsewhere");
+                }
+            }
+            // A removed index says nothing: it goes with its workspace, and whoever still has one writes it again.
+            _ => {}
+        }
+    }
+
+    pub(crate) fn tell(&self, notices: Vec<Notice>) {
+        for notice in notices {
+            self.kernel.send(notice);
+        }
+    }
+
+    /// The folder at `path`, made with all above it if need be.
+    fn folder(&self, tree: &mut Tree, path: &str, time: SystemTime, notices: &mut Vec<Notice>) -> Option<Ino> {
+        let mut at = ROOT;
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            let child = tree.child(at, name).ok()?;
+            at = match child {
+                Some(ino) if tree.get(ino).is_ok_and(crate::tree::Inode::is_dir) => ino,
+                other => {
+                    if let Some(file) = other {
+                        tracing::warn!(path, "an object has the name of a folder; the object is not shown");
+                        tree.detach(file, Attachment::Replaced);
+                    }
+                    let ino = tree.number();
+                    tree.insert(ino, at, name, false, DIR_PERM, Times::at(time), Node::Dir(Dir::default())).ok()?;
+                    notices.push(Notice::Entry { parent: at, name: name.into() });
+                    ino
+                }
+            };
+        }
+        Some(at)
+    }
+
+    /// The bucket has `info`.
+    fn place(&self, tree: &mut Tree, info: &ObjectInfo, notices: &mut Vec<Notice>) {
+        let (path, shape) = match info.key.strip_suffix('/') {
+            Some(path) => (path, Shape::Dir),
+            None => (info.key.as_str(), Shape::File),
+        };
+        if !is_path(path) || is_hidden(path) || self.is_local(false, path, shape) {
+            tracing::debug!(key = info.key, "not shown: no path, or excluded");
+            return;
+        }
+        if shape == Shape::Dir {
+            if let Some(ino) = self.folder(tree, path, info.modified, notices)
+                && let Ok(dir) = tree.dir_mut(ino)
+            {
+                dir.marker = true;
+            }
+            return;
+        }
+        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let Some(parent) = self.folder(tree, above, info.modified, notices) else { return };
+        let perm = match tree.child(parent, name).ok().flatten() {
+            None => FILE_PERM,
+            Some(ino) => match self.make_room(tree, ino, info) {
+                Some(perm) => perm,
+                None => return,
+            },
+        };
+        let ino = tree.number();
+        let times = Times::at(info.modified);
+        let node = Node::File(File::stored(ino, info.into(), times));
+        if tree.insert(ino, parent, name, false, perm, times, node).is_ok() {
+            if let Ok(inode) = tree.get_mut(parent)
+                && !inode.times.explicit
+            {
+                inode.times.mtime = inode.times.mtime.max(info.modified);
+            }
+            notices.push(Notice::Entry { parent, name: name.into() });
+        }
+    }
+
+    /// Takes away what has the name of a new object; its bits if the object may take its place.
+    fn make_room(&self, tree: &mut Tree, ino: Ino, info: &ObjectInfo) -> Option<u16> {
+        let inode = tree.get(ino).ok()?;
+        let perm = match &inode.node {
+            Node::Dir(_) => {
+                tracing::warn!(key = info.key, "an object has the name of a folder; the object is not shown");
+                return None;
+            }
+            Node::Symlink(_) | Node::Special(_) => FILE_PERM,
+            Node::File(file) => {
+                let mut state = file.state();
+                if state.base.as_ref().is_some_and(|base| base.etag == info.etag && base.key == info.key) || state.is_local() {
+                    return None;
+                }
+                if state.is_dirty() {
+                    state.theirs = Some(info.clone());
+                    return None;
+                }
+                inode.perm
+            }
+        };
+        tree.detach(ino, Attachment::Replaced);
+        if let Some(app) = self.workspace_of(tree, &info.key) {
+            self.index.touch(&app);
+        }
+        Some(perm)
+    }
+
+    /// The bucket has nothing at `key` any more.
+    fn displace(&self, tree: &mut Tree, key: &str, notices: &mut Vec<Notice>) {
+        let Some(ino) = tree.find(key) else { return };
+        let Ok(inode) = tree.get_mut(ino) else { return };
+        let (parent, name) = (inode.parent, inode.name.clone());
+        match &mut inode.node {
+            Node::Dir(dir) if key.ends_with('/') => {
+                dir.marker = false;
+                self.prune(tree, ino, notices);
+            }
+            Node::File(file) => {
+                let mut state = file.state();
+                if state.is_dirty() {
+                    state.base = None;
+                    return;
+                }
+                if state.base.is_none() || state.is_local() {
+                    return;
+                }
+                drop(state);
+                tree.detach(ino, Attachment::Unlinked);
+                notices.push(Notice::Deleted { parent, child: ino, name });
+                self.prune(tree, parent, notices);
+            }
+            _ => {}
+        }
+    }
+
+    /// Removes folders that existed only by what was below them.
+    fn prune(&self, tree: &mut Tree, mut ino: Ino, notices: &mut Vec<Notice>) {
+        while ino != ROOT {
+            let Ok(inode) = tree.get(ino) else { return };
+            let Ok(dir) = inode.as_dir() else { return };
+            let (parent, name) = (inode.parent, inode.name.clone());
+            let top = parent == ROOT;
+            let stays = if top { dir.marker || holds_anything(tree, ino) } else { dir.marker || dir.indexed || !dir.children.is_empty() };
+            if stays {
+                return;
+            }
+            if top {
+                // Its links and empty folders live in the index alone, which goes with it.
+                for below in tree.below(ino).into_iter().skip(1).rev() {
+                    tree.detach(below, Attachment::Unlinked);
+                }
+                self.index.touch(&name);
+            }
+            tree.detach(ino, Attachment::Unlinked);
+            notices.push(Notice::Deleted { parent, child: ino, name });
+            ino = parent;
+        }
+    }
+
+    fn apply_index(&self, tree: &mut Tree, app: &str, index: &WorkspaceIndex, written: SystemTime, notices: &mut Vec<Notice>) {
+        // An index without any object is left over from a workspace removed elsewhere.
+        let Some(top) = tree.child(ROOT, app).ok().flatten() else { return };
+        for (path, entry) in &index.entries {
+            let key = format!("{app}/{path}");
+            let shape = match entry.kind {
+                EntryKind::File => Shape::File,
+                EntryKind::Dir => Shape::Dir,
+                EntryKind::Symlink => Shape::Symlink,
+            };
+            if !is_path(&key) || self.is_local(false, &key, shape) {
+                continue;
+            }
+            let ino = match (entry.kind, tree.find(&key)) {
+                (_, Some(ino)) => ino,
+                (EntryKind::File, None) => continue,
+                (EntryKind::Dir, None) => match self.folder(tree, &key, written, notices) {
+                    Some(ino) => ino,
+                    None => continue,
+                },
+                (EntryKind::Symlink, None) => match self.place_symlink(tree, &key, entry.target.as_deref(), written, notices) {
+                    Some(ino) => ino,
+                    None => continue,
+                },
+            };
+            apply_entry(tree, ino, entry, written);
+            notices.push(Notice::Attributes(ino));
+        }
+        if !self.index.is_behind(app) {
+            self.drop_unlisted(tree, top, app, index, notices);
+        }
+    }
+
+    fn place_symlink(&self, tree: &mut Tree, key: &str, target: Option<&str>, time: SystemTime, notices: &mut Vec<Notice>) -> Option<Ino> {
+        let (above, name) = key.rsplit_once('/')?;
+        let parent = self.folder(tree, above, time, notices)?;
+        let ino = tree.number();
+        tree.insert(ino, parent, name, false, 0o777, Times::at(time), Node::Symlink(target?.to_owned())).ok()?;
+        notices.push(Notice::Entry { parent, name: name.into() });
+        Some(ino)
+    }
+
+    /// What an older index said and this one does not is no longer so.
+    fn drop_unlisted(&self, tree: &mut Tree, top: Ino, app: &str, index: &WorkspaceIndex, notices: &mut Vec<Notice>) {
+        for ino in tree.below(top).into_iter().skip(1).rev() {
+            let Ok(key) = tree.key(ino) else { continue };
+            if index.entries.contains_key(&key[app.len() + 1..]) {
+                continue;
+            }
+            let Ok(inode) = tree.get_mut(ino) else { continue };
+            let (parent, name, local) = (inode.parent, inode.name.clone(), inode.local);
+            match &mut inode.node {
+                _ if local => {}
+                Node::Symlink(_) => {
+                    tree.detach(ino, Attachment::Unlinked);
+                    notices.push(Notice::Deleted { parent, child: ino, name });
+                }
+                Node::Dir(dir) => {
+                    dir.indexed = false;
+                    inode.perm = DIR_PERM;
+                    self.prune(tree, ino, notices);
+                }
+                Node::File(_) => {
+                    if inode.perm != FILE_PERM {
+                        inode.perm = FILE_PERM;
+                        notices.push(Notice::Attributes(ino));
+                    }
+                }
+                Node::Special(_) => {}
+            }
+        }
+    }
+}
+
+fn apply_entry(tree: &mut Tree, ino: Ino, entry: &index::IndexEntry, written: SystemTime) {
+    let Ok(inode) = tree.get_mut(ino) else { return };
+    match (&mut inode.node, entry.kind) {
+        (Node::Dir(dir), EntryKind::Dir) => dir.indexed = true,
+        (Node::File(_), EntryKind::File) | (Node::Symlink(_), EntryKind::Symlink) => {}
+        _ => return,
+    }
+    if let Some(mode) = entry.mode {
+        inode.perm = (mode & 0o7777) as u16;
+    }
+    let Some(mtime) = entry.mtime_ns.map(from_nanos) else { return };
+    let set = |times: &mut Times| {
+        times.mtime = mtime;
+        times.explicit = true;
+    };
+    match &inode.node {
+        // Content stored well after the index was written came from a tool that knows of no index.
+        Node::File(file) if is_file(entry) => {
+            let mut state = file.state();
+            if state.times.explicit || state.times.mtime <= written + SLACK {
+                set(&mut state.times);
+            }
+        }
+        _ => set(&mut inode.times),
+    }
+}
+
+/// Whether something below is an object, unsaved, or local-only content that exists nowhere else.
+fn holds_anything(tree: &Tree, ino: Ino) -> bool {
+    tree.below(ino).into_iter().skip(1).any(|below| tree.get(below).is_ok_and(|inode| inode.local || inode.file().is_some()))
+}
+
+/// Whether a key is a path as a file system has them.
+fn is_path(key: &str) -> bool {
+    key.split('/').all(|name| !name.is_empty() && name != "." && name != ".." && name.len() <= 255 && !name.contains('\0'))
+}
+
+fn is_hidden(key: &str) -> bool {
+    key.split('/').next() == Some(HIDDEN)
+}
+
+/// The name at the root that is Berth's own.
+pub(crate) fn refuse_hidden(parent: Ino, name: &str) -> Result<(), Errno> {
+    if parent == ROOT && name == HIDDEN { Err(Errno::EPERM) } else { Ok(()) }
+}

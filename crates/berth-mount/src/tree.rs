@@ -1,0 +1,345 @@
+//! The tree of names: every file, folder and symlink of the bucket, in memory.
+//!
+//! It is built once by one flat LIST and kept true by the operations that come through the mount and by the change
+//! feed. So lookups, misses and directory listings never ask S3. Inode numbers count upwards and are never used twice:
+//! a file that somebody else replaced gets a new number, and whoever has the old one open keeps the old bytes.
+//!
+//! A folder exists by the keys below it, by a marker object `NAME/`, or by its entry in the workspace's index.
+//!
+//! Lock order: the tree first, then a file's state ([`crate::file::File`]). Neither is ever held across an S3 request.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use fuser::{Errno, FileAttr, FileType, INodeNo};
+
+use crate::file::{Attachment, File};
+
+/// An inode number.
+pub(crate) type Ino = u64;
+/// The mount's root folder.
+pub(crate) const ROOT: Ino = 1;
+/// Permission bits of a file nobody gave others.
+pub(crate) const FILE_PERM: u16 = 0o644;
+/// Permission bits of a folder nobody gave others.
+pub(crate) const DIR_PERM: u16 = 0o755;
+/// The longest key that S3 stores, in bytes.
+const MAX_KEY: usize = 1024;
+
+/// The times of one inode.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    pub(crate) atime: SystemTime,
+    pub(crate) mtime: SystemTime,
+    pub(crate) ctime: SystemTime,
+    /// Whether a person or tool set `mtime` (`touch -d`, `cp -a`): then the index keeps it.
+    pub(crate) explicit: bool,
+}
+
+impl Times {
+    pub(crate) fn at(time: SystemTime) -> Self {
+        Self { atime: time, mtime: time, ctime: time, explicit: false }
+    }
+
+    pub(crate) fn changed_now(&mut self) {
+        let now = SystemTime::now();
+        self.mtime = now;
+        self.ctime = now;
+        self.explicit = false;
+    }
+}
+
+/// A folder's own part.
+#[derive(Debug, Default)]
+pub(crate) struct Dir {
+    pub(crate) children: BTreeMap<Arc<str>, Ino>,
+    subdirs: u32,
+    /// The bucket has a marker object `path/` for it.
+    pub(crate) marker: bool,
+    /// The index in the bucket has an entry for it.
+    pub(crate) indexed: bool,
+}
+
+/// What an inode is.
+#[derive(Debug)]
+pub(crate) enum Node {
+    Dir(Dir),
+    File(Arc<File>),
+    Symlink(String),
+    /// A FIFO or socket: in local-only paths alone.
+    Special(FileType),
+}
+
+/// One inode.
+#[derive(Debug)]
+pub(crate) struct Inode {
+    pub(crate) parent: Ino,
+    pub(crate) name: Arc<str>,
+    /// Whether `parent` still has it under `name`.
+    pub(crate) linked: bool,
+    /// Never stored in S3, nor anything below it.
+    pub(crate) local: bool,
+    pub(crate) perm: u16,
+    /// Times of all but files, which keep theirs beside their content.
+    pub(crate) times: Times,
+    /// How many times the kernel was told of it and has not forgotten it.
+    lookups: u64,
+    pub(crate) node: Node,
+}
+
+impl Inode {
+    pub(crate) fn as_dir(&self) -> Result<&Dir, Errno> {
+        match &self.node {
+            Node::Dir(dir) => Ok(dir),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
+    pub(crate) fn is_dir(&self) -> bool {
+        matches!(self.node, Node::Dir(_))
+    }
+
+    pub(crate) fn file(&self) -> Option<&Arc<File>> {
+        match &self.node {
+            Node::File(file) => Some(file),
+            _ => None,
+        }
+    }
+}
+
+/// All inodes.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    inodes: HashMap<Ino, Inode>,
+    next: Ino,
+    uid: u32,
+    gid: u32,
+}
+
+impl Tree {
+    pub(crate) fn new(uid: u32, gid: u32) -> Self {
+        let root = Inode {
+            parent: ROOT,
+            name: "".into(),
+            linked: true,
+            local: false,
+            perm: DIR_PERM,
+            times: Times::at(SystemTime::now()),
+            lookups: 1,
+            node: Node::Dir(Dir::default()),
+        };
+        Self { inodes: HashMap::from([(ROOT, root)]), next: ROOT + 1, uid, gid }
+    }
+
+    pub(crate) fn get(&self, ino: Ino) -> Result<&Inode, Errno> {
+        self.inodes.get(&ino).ok_or(Errno::ESTALE)
+    }
+
+    pub(crate) fn get_mut(&mut self, ino: Ino) -> Result<&mut Inode, Errno> {
+        self.inodes.get_mut(&ino).ok_or(Errno::ESTALE)
+    }
+
+    pub(crate) fn dir_mut(&mut self, ino: Ino) -> Result<&mut Dir, Errno> {
+        match &mut self.get_mut(ino)?.node {
+            Node::Dir(dir) => Ok(dir),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
+    /// The file with number `ino`.
+    pub(crate) fn file(&self, ino: Ino) -> Result<Arc<File>, Errno> {
+        match &self.get(ino)?.node {
+            Node::File(file) => Ok(file.clone()),
+            Node::Dir(_) => Err(Errno::EISDIR),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    pub(crate) fn child(&self, parent: Ino, name: &str) -> Result<Option<Ino>, Errno> {
+        Ok(self.get(parent)?.as_dir()?.children.get(name).copied())
+    }
+
+    /// Takes the next inode number.
+    pub(crate) fn number(&mut self) -> Ino {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// Enters `node` as `name` below `parent`, where nothing has that name.
+    pub(crate) fn insert(&mut self, ino: Ino, parent: Ino, name: &str, local: bool, perm: u16, times: Times, node: Node) -> Result<(), Errno> {
+        let name: Arc<str> = name.into();
+        let is_dir = matches!(node, Node::Dir(_));
+        let dir = self.dir_mut(parent)?;
+        if dir.children.contains_key(&name) {
+            return Err(Errno::EEXIST);
+        }
+        dir.children.insert(name.clone(), ino);
+        dir.subdirs += u32::from(is_dir);
+        self.inodes.insert(ino, Inode { parent, name, linked: true, local, perm, times, lookups: 0, node });
+        Ok(())
+    }
+
+    /// Takes the inode away from its folder. It lives on while the kernel knows it.
+    pub(crate) fn detach(&mut self, ino: Ino, how: Attachment) {
+        let Some(inode) = self.inodes.get_mut(&ino) else { return };
+        if !inode.linked || ino == ROOT {
+            return;
+        }
+        inode.linked = false;
+        if let Node::File(file) = &inode.node {
+            file.state().attachment = how;
+        }
+        let (parent, name, is_dir, known) = (inode.parent, inode.name.clone(), inode.is_dir(), inode.lookups > 0);
+        if let Ok(dir) = self.dir_mut(parent)
+            && dir.children.get(&name) == Some(&ino)
+        {
+            dir.children.remove(&name);
+            dir.subdirs -= u32::from(is_dir);
+        }
+        if !known {
+            self.inodes.remove(&ino);
+        }
+    }
+
+    /// Moves an inode to another name, where nothing may be.
+    pub(crate) fn relink(&mut self, ino: Ino, parent: Ino, name: &str) -> Result<(), Errno> {
+        let name: Arc<str> = name.into();
+        let inode = self.get(ino)?;
+        let (old_parent, old_name, is_dir) = (inode.parent, inode.name.clone(), inode.is_dir());
+        let old = self.dir_mut(old_parent)?;
+        if old.children.get(&old_name) == Some(&ino) {
+            old.children.remove(&old_name);
+            old.subdirs -= u32::from(is_dir);
+        }
+        let new = self.dir_mut(parent)?;
+        new.children.insert(name.clone(), ino);
+        new.subdirs += u32::from(is_dir);
+        let inode = self.get_mut(ino)?;
+        inode.parent = parent;
+        inode.name = name;
+        inode.linked = true;
+        inode.times.ctime = SystemTime::now();
+        Ok(())
+    }
+
+    /// A name of `parent` was added or removed.
+    pub(crate) fn touch_dir(&mut self, parent: Ino) {
+        if let Ok(inode) = self.get_mut(parent) {
+            inode.times.changed_now();
+        }
+    }
+
+    /// The key of an inode that is linked: its path without a leading slash; the root's is empty.
+    pub(crate) fn key(&self, ino: Ino) -> Result<String, Errno> {
+        let mut names: Vec<&str> = Vec::with_capacity(8);
+        let mut at = ino;
+        while at != ROOT {
+            let inode = self.get(at)?;
+            if !inode.linked {
+                return Err(Errno::ESTALE);
+            }
+            names.push(&inode.name);
+            at = inode.parent;
+        }
+        names.reverse();
+        Ok(names.join("/"))
+    }
+
+    /// The key that `name` below `parent` has or would have.
+    pub(crate) fn key_below(&self, parent: Ino, name: &str) -> Result<String, Errno> {
+        let mut key = self.key(parent)?;
+        if !key.is_empty() {
+            key.push('/');
+        }
+        key.push_str(name);
+        if key.len() > MAX_KEY { Err(Errno::ENAMETOOLONG) } else { Ok(key) }
+    }
+
+    /// The inode at `key`.
+    pub(crate) fn find(&self, key: &str) -> Option<Ino> {
+        let mut at = ROOT;
+        for name in key.split('/').filter(|name| !name.is_empty()) {
+            at = self.child(at, name).ok()??;
+        }
+        Some(at)
+    }
+
+    /// Every inode below `ino`, itself first, parents before children.
+    pub(crate) fn below(&self, ino: Ino) -> Vec<Ino> {
+        let mut all = vec![ino];
+        let mut next = 0;
+        while next < all.len() {
+            if let Ok(dir) = self.get(all[next]).and_then(Inode::as_dir) {
+                all.extend(dir.children.values());
+            }
+            next += 1;
+        }
+        all
+    }
+
+    /// Whether something below the folder is an object or an index entry of its own.
+    pub(crate) fn has_stored_children(&self, dir: &Dir) -> bool {
+        dir.children.values().any(|child| self.inodes.get(child).is_some_and(|inode| !inode.local))
+    }
+
+    /// Counts one more reference of the kernel.
+    pub(crate) fn remember(&mut self, ino: Ino) {
+        if let Some(inode) = self.inodes.get_mut(&ino) {
+            inode.lookups += 1;
+        }
+    }
+
+    /// The kernel let go of `count` references.
+    pub(crate) fn forget(&mut self, ino: Ino, count: u64) {
+        if let Some(inode) = self.inodes.get_mut(&ino) {
+            inode.lookups = inode.lookups.saturating_sub(count);
+            if inode.lookups == 0 && !inode.linked && ino != ROOT {
+                self.inodes.remove(&ino);
+            }
+        }
+    }
+
+    /// What `stat` shows.
+    pub(crate) fn attr(&self, ino: Ino) -> Result<FileAttr, Errno> {
+        let inode = self.get(ino)?;
+        let (kind, size, nlink, times) = match &inode.node {
+            Node::Dir(dir) => (FileType::Directory, 4096, 2 + dir.subdirs, inode.times),
+            Node::File(file) => {
+                let state = file.state();
+                (FileType::RegularFile, state.size(), 1, state.times)
+            }
+            Node::Symlink(target) => (FileType::Symlink, target.len() as u64, 1, inode.times),
+            Node::Special(kind) => (*kind, 0, 1, inode.times),
+        };
+        Ok(FileAttr {
+            ino: INodeNo(ino),
+            size,
+            blocks: size.div_ceil(512),
+            atime: times.atime,
+            mtime: times.mtime,
+            ctime: times.ctime,
+            crtime: times.ctime,
+            kind,
+            perm: inode.perm,
+            nlink: if inode.linked { nlink } else { 0 },
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        })
+    }
+}
+
+/// Whether S3 keys can carry the name, and the errno if not.
+pub(crate) fn check_name(name: &std::ffi::OsStr) -> Result<&str, Errno> {
+    if name.len() > 255 {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    // A key is UTF-8 by S3's definition; no byte sequence can be stored in its place and come back.
+    let name = name.to_str().ok_or(Errno::EILSEQ)?;
+    if name.is_empty() || name == "." || name == ".." || name.contains('/') { Err(Errno::EINVAL) } else { Ok(name) }
+}
