@@ -1,2 +1,26 @@
 #![forbid(unsafe_code)]
-//! berth-harness.
+//! What the end-to-end tests stand on: a real daemon of their own, driven from outside.
+//!
+//! [`Daemon::start`] runs the real `berth serve` with its own ports, folders, mount point, subnet and instance name, so that many run
+//! side by side and beside the one a person uses. Only the images are shared (read-only; see [`images`]). Everything is waited for by
+//! condition ([`wait`]), never by sleeping. When a [`Daemon`] is dropped, also by a failing test, it is told to stop; what it then leaves
+//! behind is found by [`Leftovers`], which tests assert to be empty, and is cleared away.
+
+mod daemon;
+mod http;
+mod leftovers;
+pub mod samples;
+mod wait;
+
+pub use daemon::{Daemon, Options, Output};
+pub use http::{Answer, Http};
+pub use leftovers::Leftovers;
+pub use wait::{wait, wait_for};
+
+use std::path::PathBuf;
+
+/// The folder of built images: `BERTH_TEST_IMAGES`, else where `cargo xtask image` puts them.
+#[must_use]
+pub fn images() -> PathBuf {
+    std::env::var_os("BERTH_TEST_IMAGES").map_or_else(|| "/var/lib/berth/images".into(), PathBuf::from)
+}

@@ -1,0 +1,163 @@
+//! The routes of the admin API and what they answer.
+
+use std::{path::PathBuf, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    response::Response,
+    routing::{get, post},
+};
+use berth_host::{AppSnapshot, Host, InvalidWorkspace};
+use berth_workspace::AppName;
+use serde::{Deserialize, Serialize};
+
+use crate::{error::ApiError, session, stream};
+
+/// What the API works on.
+#[derive(Clone)]
+pub struct Api {
+    /// The apps.
+    pub host: Host,
+    /// Where each app has a folder of logs.
+    pub log_dir: PathBuf,
+    /// Describes the daemon at the moment of the call.
+    pub status: Arc<dyn Fn() -> DaemonStatus + Send + Sync>,
+}
+
+/// The daemon itself, as `berth status` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// Its version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Seconds since it came up.
+    pub uptime_s: u64,
+    /// The site's name.
+    pub domain: String,
+    /// Where the edge listens.
+    pub edge: Vec<String>,
+    /// Where the bucket is mounted.
+    pub mount: PathBuf,
+    /// The S3 server.
+    pub s3_endpoint: String,
+    /// The bucket.
+    pub bucket: String,
+    /// Files that live on this host only, never in S3.
+    pub local: berth_mount::LocalUsage,
+    /// Saves that are not yet in S3.
+    pub pending: berth_mount::Pending,
+}
+
+/// All workspaces.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AppList {
+    /// Those that are apps, or could be.
+    pub apps: Vec<AppSnapshot>,
+    /// Folders whose names no app can have.
+    pub invalid: Vec<InvalidWorkspace>,
+}
+
+/// The API's router.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/apps", get(list))
+        .route("/v1/apps/{name}", get(one))
+        .route("/v1/apps/{name}/start", post(start))
+        .route("/v1/apps/{name}/stop", post(stop))
+        .route("/v1/apps/{name}/restart", post(restart))
+        .route("/v1/apps/{name}/logs", get(logs))
+        .route("/v1/apps/{name}/exec", get(session::exec))
+        .route("/v1/apps/{name}/run", get(session::run))
+        .route("/v1/events", get(events))
+        .fallback(nothing)
+        .with_state(api)
+}
+
+/// The app's name in a path, checked: only a valid name is ever made a path of the log folder.
+pub(crate) fn parse_name(name: &str) -> Result<AppName, ApiError> {
+    AppName::parse(name).map_err(|error| ApiError::new(StatusCode::NOT_FOUND, error.to_string()))
+}
+
+pub(crate) fn snapshot(api: &Api, name: &AppName) -> Result<AppSnapshot, ApiError> {
+    api.host.app(name).ok_or_else(|| ApiError::no_such_app(name.as_str()))
+}
+
+async fn nothing() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "no such call; is the command line as new as the daemon?")
+}
+
+async fn status(State(api): State<Api>) -> Json<DaemonStatus> {
+    Json((api.status)())
+}
+
+async fn list(State(api): State<Api>) -> Json<AppList> {
+    Json(AppList { apps: api.host.apps(), invalid: api.host.invalid() })
+}
+
+async fn one(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<AppSnapshot>, ApiError> {
+    snapshot(&api, &parse_name(&name)?).map(Json)
+}
+
+async fn start(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<AppSnapshot>, ApiError> {
+    let app = parse_name(&name)?;
+    snapshot(&api, &app)?;
+    let lease = api
+        .host
+        .acquire(&app)
+        .await
+        .map_err(|error| ApiError::new(StatusCode::CONFLICT, crate::error::chain(&error)))?;
+    drop(lease);
+    snapshot(&api, &app).map(Json)
+}
+
+async fn stop(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<AppSnapshot>, ApiError> {
+    let app = parse_name(&name)?;
+    api.host.stop(&app).await?;
+    snapshot(&api, &app).map(Json)
+}
+
+async fn restart(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<AppSnapshot>, ApiError> {
+    let app = parse_name(&name)?;
+    api.host.restart(&app).await?;
+    snapshot(&api, &app).map(Json)
+}
+
+#[derive(Deserialize)]
+struct LogsQuery {
+    /// Lines of the past.
+    tail: Option<usize>,
+    /// Whether to go on.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// Lines shown when nobody says how many.
+const DEFAULT_TAIL: usize = 1000;
+
+async fn logs(State(api): State<Api>, Path(name): Path<String>, Query(query): Query<LogsQuery>) -> Result<Response, ApiError> {
+    let app = parse_name(&name)?;
+    let dir = api.log_dir.join(app.as_str());
+    // An app that is gone may still have logs to read.
+    if !dir.exists() {
+        snapshot(&api, &app)?;
+    }
+    stream::logs(&dir, query.tail.unwrap_or(DEFAULT_TAIL), query.follow)
+        .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read the logs in {}: {error}", dir.display())))
+}
+
+#[derive(Deserialize)]
+struct EventsQuery {
+    #[serde(default)]
+    follow: bool,
+    app: Option<String>,
+}
+
+async fn events(State(api): State<Api>, Query(query): Query<EventsQuery>) -> Response {
+    // Subscribed before the past is read, so that nothing falls between.
+    let to_come = query.follow.then(|| api.host.events());
+    stream::events(api.host.recent_events(), to_come, query.app)
+}

@@ -1,0 +1,98 @@
+//! Joins the edge to the host: what the edge asks of "the apps", answered by [`Host`].
+
+use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use berth_edge::{Apps, Lease, Refusal, Route, RouteTable, Upstream};
+use berth_host::{AcquireError, Host};
+use berth_workspace::AppName;
+use parking_lot::RwLock;
+use tokio::runtime::Handle;
+
+/// The host's apps as the edge sees them.
+pub struct HostedApps {
+    host: Host,
+    routes: Arc<RwLock<Arc<RouteTable>>>,
+    /// The daemon's runtime: the edge polls on its own, and a start must outlive the request that asked for it.
+    runtime: Handle,
+}
+
+impl HostedApps {
+    /// Follows the host's routes from now on. Call within the daemon's runtime.
+    pub fn new(host: Host, domain: String) -> Self {
+        let mut changes = host.routes();
+        let table = |routes: &berth_host::RouteTable| {
+            let hosts = routes.hosts.iter().map(|(host, app)| (host.clone(), app.clone()));
+            Arc::new(RouteTable::new(&domain, routes.apps.iter().cloned(), hosts))
+        };
+        let routes = Arc::new(RwLock::new(table(&changes.borrow_and_update())));
+        let shared = Arc::clone(&routes);
+        let domain_of_table = domain.clone();
+        tokio::spawn(async move {
+            while changes.changed().await.is_ok() {
+                let next = {
+                    let routes = changes.borrow_and_update();
+                    let hosts: Vec<_> = routes.hosts.iter().map(|(host, app)| (host.clone(), app.clone())).collect();
+                    Arc::new(RouteTable::new(&domain_of_table, routes.apps.iter().cloned(), hosts))
+                };
+                *shared.write() = next;
+            }
+        });
+        Self { host, routes, runtime: Handle::current() }
+    }
+}
+
+#[async_trait]
+impl Apps for HostedApps {
+    fn route(&self, host: &str, path: &str) -> Option<Route> {
+        let table = Arc::clone(&self.routes.read());
+        table.resolve(host, path)
+    }
+
+    async fn acquire(&self, app: &AppName) -> Result<Box<dyn Lease>, Refusal> {
+        match self.host.acquire(app).await {
+            Ok(lease) => Ok(Box::new(Claim(lease))),
+            Err(error) => Err(refusal(error)),
+        }
+    }
+}
+
+struct Claim(berth_host::Lease);
+
+impl Lease for Claim {
+    fn upstream(&self) -> Arc<dyn Upstream> {
+        Arc::new(Target(Arc::clone(&self.0.upstream)))
+    }
+}
+
+struct Target(Arc<berth_host::Upstream>);
+
+#[async_trait]
+impl Upstream for Target {
+    fn generation(&self) -> u64 {
+        self.0.generation
+    }
+
+    fn addr(&self) -> SocketAddr {
+        self.0.addr
+    }
+
+    async fn socket(&self) -> io::Result<OwnedFd> {
+        self.0.socket().await
+    }
+}
+
+fn refusal(error: AcquireError) -> Refusal {
+    match error {
+        AcquireError::NoSuchApp => Refusal::NoSuchApp,
+        AcquireError::Failed { reason, retry_after } => {
+            Refusal::Failed { public: reason.public, retry_after: (retry_after > Duration::ZERO).then_some(retry_after) }
+        }
+        AcquireError::Timeout { waited } => Refusal::StartTimeout { waited },
+        AcquireError::Stopping => {
+            Refusal::Failed { public: "The app was stopped.".into(), retry_after: Some(Duration::from_secs(1)) }
+        }
+        AcquireError::ShuttingDown => Refusal::ShuttingDown,
+        AcquireError::TooMany => Refusal::TooMany { retry_after: Some(Duration::from_secs(1)) },
+    }
+}

@@ -1,0 +1,151 @@
+//! `berth ps`, `stats`, `inspect`, `start`, `stop`, `restart`, `status`.
+
+use std::{process::ExitCode, time::Duration};
+
+use berth_console::{AppList, DaemonStatus};
+use berth_host::{AppSnapshot, ColdStart};
+
+use super::{print_json, print_line, table};
+use crate::{
+    cli::AppArgument,
+    client::{Client, encode},
+    failure::Failure,
+};
+
+pub async fn ps(client: &Client, json: bool) -> Result<ExitCode, Failure> {
+    let list: AppList = client.get("/v1/apps").await?;
+    if json {
+        return print_json(&list);
+    }
+    let mut shown = table::table(&["APP", "KIND", "STATE", "SINCE", "PORT", "REVISION", "STARTS", "REQUESTS", "NOTE"], &[6, 7]);
+    for app in &list.apps {
+        shown.add_row([
+            app.name.to_string(),
+            app.kind.map_or_else(|| "-".into(), |kind| kind.to_string()),
+            app.state.to_string(),
+            table::age(since(app)),
+            app.port.map_or_else(|| "-".into(), |port| port.to_string()),
+            app.serving_revision.as_ref().or(app.revision.as_ref()).map_or_else(|| "-".into(), |revision| revision.short().to_string()),
+            app.starts.to_string(),
+            app.requests.to_string(),
+            note(app),
+        ]);
+    }
+    for folder in &list.invalid {
+        shown.add_row([folder.name.as_str(), "-", "invalid", "-", "-", "-", "0", "0", folder.reason.as_str()]);
+    }
+    print_line(&table::render(&shown));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn since(app: &AppSnapshot) -> Duration {
+    (time::OffsetDateTime::now_utc() - app.since).try_into().unwrap_or_default()
+}
+
+/// What a person should know, in one line.
+fn note(app: &AppSnapshot) -> String {
+    app.error
+        .as_ref()
+        .map(|error| error.headline().to_owned())
+        .or_else(|| app.warnings.first().cloned())
+        .unwrap_or_default()
+}
+
+pub async fn stats(client: &Client, json: bool) -> Result<ExitCode, Failure> {
+    let list: AppList = client.get("/v1/apps").await?;
+    if json {
+        return print_json(&list.apps);
+    }
+    let mut shown = table::table(&["APP", "STATE", "MEMORY", "CPU", "PROCESSES", "OPEN", "REQUESTS"], &[2, 3, 4, 5, 6]);
+    let dash = || "-".to_owned();
+    for app in &list.apps {
+        shown.add_row([
+            app.name.to_string(),
+            app.state.to_string(),
+            app.memory.map_or_else(dash, table::bytes),
+            app.cpu_usec.map_or_else(dash, |usec| format!("{:.2}s", usec as f64 / 1e6)),
+            app.pids.map_or_else(dash, |pids| pids.to_string()),
+            app.in_flight.to_string(),
+            app.requests.to_string(),
+        ]);
+    }
+    print_line(&table::render(&shown));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn inspect(client: &Client, name: &str, json: bool) -> Result<ExitCode, Failure> {
+    let app: AppSnapshot = client.get(&format!("/v1/apps/{}", encode(name))).await?;
+    if json {
+        return print_json(&app);
+    }
+    let line = |what: &str, value: String| print_line(&format!("{what:<17}{value}"));
+    let dash = || "-".to_owned();
+    line("Name", app.name.to_string());
+    line("Kind", app.kind.map_or_else(dash, |kind| kind.to_string()));
+    line("State", format!("{} for {}", app.state, table::age(since(&app))));
+    line("Newest revision", app.revision.as_ref().map_or_else(dash, ToString::to_string));
+    line("Serves revision", app.serving_revision.as_ref().map_or_else(dash, ToString::to_string));
+    line("Address inside", app.address.map_or_else(dash, |address| address.to_string()));
+    line("Sandbox", app.sandbox.clone().unwrap_or_else(dash));
+    line("Hosts", if app.hosts.is_empty() { dash() } else { app.hosts.join(", ") });
+    line("Starts", app.starts.to_string());
+    line("Requests", format!("{} ({} open, {} waiting)", app.requests, app.in_flight, app.waiting));
+    line("Memory", app.memory.map_or_else(dash, table::bytes));
+    line("Processes", app.pids.map_or_else(dash, |pids| pids.to_string()));
+    if let Some(start) = &app.last_cold_start {
+        line("Last cold start", time_line(start));
+    }
+    for warning in &app.warnings {
+        line("Warning", warning.clone());
+    }
+    if let Some(error) = &app.error {
+        line("Error", error.headline().to_owned());
+        for more in error.detail.lines().skip(1) {
+            line("", more.to_owned());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The phases in their order, in milliseconds.
+fn time_line(start: &ColdStart) -> String {
+    let phases = [
+        ("queue", Some(start.queue_ms)),
+        ("network", Some(start.network_ms)),
+        ("create", Some(start.create_ms)),
+        ("copy", start.copy_ms),
+        ("install", start.install_ms),
+        ("launch", Some(start.launch_ms)),
+        ("app", Some(start.ready_ms)),
+    ];
+    let told: Vec<_> = phases.iter().filter_map(|(name, ms)| ms.map(|ms| format!("{name} {ms:.1}"))).collect();
+    format!("{:.1} ms: {}", start.total_ms, told.join(", "))
+}
+
+/// Start, stop or restart.
+pub async fn act(client: &Client, verb: &str, app: &AppArgument) -> Result<ExitCode, Failure> {
+    let after: AppSnapshot = client.post(&format!("/v1/apps/{}/{verb}", encode(&app.name))).await?;
+    if app.json {
+        return print_json(&after);
+    }
+    print_line(&format!("{}: {}", after.name, after.state));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn status(client: &Client, json: bool) -> Result<ExitCode, Failure> {
+    let status: DaemonStatus = client.get("/v1/status").await?;
+    if json {
+        return print_json(&status);
+    }
+    let line = |what: &str, value: String| print_line(&format!("{what:<17}{value}"));
+    line("Version", status.version);
+    line("Process", status.pid.to_string());
+    line("Up for", table::age(Duration::from_secs(status.uptime_s)));
+    line("Domain", status.domain);
+    line("Edge", status.edge.join(", "));
+    line("Workspaces", status.mount.display().to_string());
+    line("S3", format!("{} bucket {}", status.s3_endpoint, status.bucket));
+    line("Only local", format!("{} files, {} (never in S3)", status.local.files, table::bytes(status.local.bytes)));
+    line("Not yet in S3", format!("{} files, {}", status.pending.count, table::bytes(status.pending.bytes)));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,301 @@
+//! The daemon's parts: how each is made from the configuration, and how all are taken down.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use berth_console::DaemonStatus;
+use berth_edge::{Apps, Edge, EdgeConfig};
+use berth_host::{Host, HostConfig, HostParts, InstallEnv};
+use berth_image::ImageStore;
+use berth_mount::{Mount, MountConfig};
+use berth_sandbox::{Limits, Network, NetworkConfig, Spawner};
+use berth_store::{EmbeddedConfig, EmbeddedServer, Store, StoreConfig};
+use berth_sys::netns::SocketFactory;
+use berth_workspace::Excludes;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::{daemon_status, note};
+use crate::{
+    config::Config,
+    failure::{Failure, chain},
+};
+
+/// Where distributions keep the bundle of trusted certificates.
+const CA_BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// What stands so far, to be taken down in the reverse order.
+#[derive(Default)]
+pub struct Parts {
+    embedded: Option<EmbeddedServer>,
+    mount: Option<Arc<Mount>>,
+    images: Option<Arc<ImageStore>>,
+    network: Option<Arc<Network>>,
+    host: Option<Host>,
+}
+
+impl Parts {
+    /// Takes down what stands. Saves that are not yet in S3 are uploaded by the unmount.
+    pub async fn down(self) {
+        if let Some(host) = self.host {
+            host.shutdown().await;
+        }
+        if let Some(network) = self.network {
+            network.stop().await;
+        }
+        if let Some(images) = self.images
+            && let Err(error) = images.unmount_all()
+        {
+            note("images stay mounted", &error);
+        }
+        if let Some(mount) = self.mount {
+            match Arc::try_unwrap(mount) {
+                Ok(mount) => {
+                    if let Err(error) = mount.shutdown().await {
+                        note("the mount", &error);
+                    }
+                }
+                Err(_) => tracing::warn!("the mount is still in use by a client of the admin socket; it is left to the kernel"),
+            }
+        }
+        if let Some(embedded) = self.embedded {
+            embedded.shutdown().await;
+        }
+    }
+}
+
+/// As many open files as the hard limit allows: each connection is one.
+pub fn raise_open_files() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        note("the limit of open files stays low", &error);
+    }
+}
+
+/// The folders everything else lives in. The state holds keys: for root alone.
+pub fn make_directories(config: &Config) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt;
+    let make = |path: &Path, mode| {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(path)
+            .map_err(|error| Failure::failed(format!("cannot make the folder {}: {error}", path.display())))
+    };
+    make(&config.paths.state, 0o711)?;
+    make(&config.paths.logs, 0o750)?;
+    // Sandboxes pass through it to their mounts as unprivileged users.
+    make(&config.paths.run, 0o755)
+}
+
+/// Says early that a port is taken, before apps are touched. The edge binds for good later and reports the same.
+pub fn ports_are_free(addresses: &[SocketAddr]) -> Result<(), Failure> {
+    for address in addresses {
+        TcpListener::bind(address).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AddrInUse => Failure::failed(format!(
+                "port {} is taken by another program; stop it, or set [edge] listen (BERTH_EDGE_LISTEN) to another address",
+                address.port()
+            )),
+            _ => Failure::failed(format!("cannot listen on {address}: {error}; see [edge] listen")),
+        })?;
+    }
+    Ok(())
+}
+
+/// The store, and the embedded server before it unless an external one is configured. Gives the endpoint too.
+pub async fn storage(config: &Config, parts: &mut Parts) -> Result<(Store, String), Failure> {
+    let s3 = &config.s3;
+    let (endpoint, keys, feed) = match &s3.endpoint {
+        Some(endpoint) => (endpoint.clone(), configured_keys(config).unwrap_or_default(), None),
+        None => {
+            let keys = match configured_keys(config) {
+                Some(keys) => keys,
+                None => {
+                    let made = berth_store::load_or_create_credentials(config.credentials_file())
+                        .map_err(|error| Failure::from_error(&error))?;
+                    (made.access_key, made.secret_key)
+                }
+            };
+            let server = EmbeddedServer::start(EmbeddedConfig {
+                listen: s3.listen,
+                data_dir: config.paths.state.join("s3"),
+                access_key: keys.0.clone(),
+                secret_key: keys.1.clone(),
+                bucket: s3.bucket.clone(),
+            })
+            .await
+            .map_err(|error| Failure::from_error(&error))?;
+            let endpoint = format!("http://{}", server.local_addr());
+            let feed = server.feed();
+            parts.embedded = Some(server);
+            (endpoint, keys, Some(feed))
+        }
+    };
+    let store = Store::connect(
+        StoreConfig {
+            endpoint: Some(endpoint.clone()),
+            region: s3.region.clone(),
+            bucket: s3.bucket.clone(),
+            access_key: keys.0,
+            secret_key: keys.1,
+            session_token: s3.session_token.clone(),
+            path_style: s3.path_style || s3.endpoint.is_none(),
+            poll_interval: s3.poll_interval.0,
+        },
+        feed,
+    )
+    .await
+    .map_err(|error| Failure::from_error(&error))?;
+    tracing::info!(%endpoint, bucket = %s3.bucket, embedded = s3.endpoint.is_none(), "S3 answers");
+    Ok((store, endpoint))
+}
+
+fn configured_keys(config: &Config) -> Option<(String, String)> {
+    Some((config.s3.access_key.clone()?, config.s3.secret_key.clone()?))
+}
+
+/// The mount, after a dead one of a killed daemon has been cleared away.
+pub async fn mount(config: &Config, store: Store, parts: &mut Parts) -> Result<(), Failure> {
+    let path = &config.mount.path;
+    if berth_mount::clear_stale(path).map_err(|error| Failure::from_error(&error))? {
+        tracing::info!("a dead mount of an earlier daemon on {} was cleared", path.display());
+    }
+    let mount = Mount::start(
+        MountConfig {
+            mountpoint: path.clone(),
+            excludes: excludes(config)?,
+            local_max: config.mount.local_max.0,
+            cache_max: config.mount.cache_max.0,
+            dir_ttl: config.mount.dir_ttl.0,
+            cache_dir: config.paths.state.join("cache"),
+            uid: 0,
+            gid: 0,
+        },
+        store,
+    )
+    .await
+    .map_err(|error| Failure::from_error(&error))?;
+    parts.mount = Some(Arc::new(mount));
+    Ok(())
+}
+
+fn excludes(config: &Config) -> Result<Excludes, Failure> {
+    Excludes::new(&config.mount.exclude).map_err(|error| Failure::usage(chain(&error)))
+}
+
+/// The image store. Missing images are no reason not to serve: an app that needs one says so.
+pub fn images(config: &Config, parts: &mut Parts) -> Result<Arc<ImageStore>, Failure> {
+    let store = ImageStore::open(config.images_dir(), config.paths.run.join("images")).map_err(|error| Failure::from_error(&error))?;
+    let present: Vec<String> = store.list().map_err(|error| Failure::from_error(&error))?.into_iter().map(|image| image.name).collect();
+    let missing: Vec<&str> = ["node", "python", "go", "nginx"].into_iter().filter(|name| !present.iter().any(|p| p == name)).collect();
+    if !missing.is_empty() {
+        tracing::warn!("no image {}: build with `berth image build {}`", missing.join(", "), missing.join(" "));
+    }
+    let store = Arc::new(store);
+    parts.images = Some(Arc::clone(&store));
+    Ok(store)
+}
+
+/// Network and host.
+pub async fn host(
+    config: &Config,
+    store: Store,
+    images: Arc<ImageStore>,
+    spawner: Arc<Spawner>,
+    parts: &mut Parts,
+) -> Result<Host, Failure> {
+    let mut wanted = NetworkConfig::new(config.instance.clone());
+    wanted.enabled = config.network.egress;
+    wanted.subnet = config.network.subnet.parse().map_err(|error| Failure::usage(format!("[network] subnet: {error}")))?;
+    wanted.allow = config
+        .network
+        .allow
+        .iter()
+        .map(|range| range.parse().map_err(|error| Failure::usage(format!("[network] allow {range:?}: {error}"))))
+        .collect::<Result<_, _>>()?;
+    let network = Arc::new(Network::start(wanted).await.map_err(|error| Failure::from_error(&error))?);
+    parts.network = Some(Arc::clone(&network));
+    let sockets = SocketFactory::start().map_err(|error| Failure::failed(format!("cannot start the socket thread: {error}")))?;
+    let parts_of_host =
+        HostParts { store, images, spawner, network, mountpoint: config.mount.path.clone(), sockets };
+    let host = Host::start(host_config(config)?, parts_of_host).await.map_err(|error| Failure::from_error(&error))?;
+    parts.host = Some(host.clone());
+    Ok(host)
+}
+
+fn host_config(config: &Config) -> Result<HostConfig, Failure> {
+    let ca_bundle = ca_bundle();
+    let install_env = InstallEnv::new(std::env::vars(), &config.install.env, ca_bundle.is_some());
+    Ok(HostConfig {
+        instance: config.instance.clone(),
+        run_dir: config.paths.run.clone(),
+        log_dir: config.paths.logs.clone(),
+        limits: Limits {
+            memory: config.limits.memory.0,
+            cpus: config.limits.cpus,
+            pids: config.limits.pids,
+            app_size: config.limits.app_size.0,
+            tmp_size: config.limits.tmp_size.0,
+        },
+        excludes: excludes(config)?,
+        idle_stop: config.apps.idle_stop.0,
+        stop_grace: config.apps.stop_grace.0,
+        start_timeout: config.apps.ready_timeout.0,
+        install_timeout: config.apps.install_timeout.0,
+        install_env,
+        ca_bundle,
+        ..HostConfig::default()
+    })
+}
+
+/// The host's trusted certificates: what its own clients are told to use, else where its distribution keeps them.
+fn ca_bundle() -> Option<PathBuf> {
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    named.into_iter().chain(CA_BUNDLES.map(PathBuf::from)).find(|path| path.is_file())
+}
+
+/// The edge, on its own threads.
+pub async fn edge(config: &Config, apps: Arc<dyn Apps>) -> Result<Edge, Failure> {
+    let wanted = EdgeConfig {
+        listen: config.edge.listen.clone(),
+        domain: config.domain.clone(),
+        start_timeout: config.edge.start_timeout.0,
+        ..EdgeConfig::default()
+    };
+    tokio::task::spawn_blocking(move || Edge::start(wanted, apps))
+        .await
+        .map_err(|error| Failure::from_error(&error))?
+        .map_err(|error| Failure::from_error(&error))
+}
+
+/// Describes the daemon whenever it is asked.
+pub fn status_source(
+    config: &Config,
+    endpoint: String,
+    edge: &Edge,
+    parts: &Parts,
+) -> Arc<dyn Fn() -> DaemonStatus + Send + Sync> {
+    let config = config.clone();
+    let addresses: Vec<String> = edge.local_addrs().iter().map(ToString::to_string).collect();
+    // Weak: a status call must not keep the mount alive when the daemon goes down.
+    let mount = parts.mount.as_ref().map(Arc::downgrade);
+    let since = Instant::now();
+    Arc::new(move || {
+        let mut status = daemon_status(&config, endpoint.clone(), addresses.clone(), since);
+        if let Some(mount) = mount.as_ref().and_then(std::sync::Weak::upgrade) {
+            status.local = mount.local_usage();
+            status.pending = mount.pending();
+        }
+        status
+    })
+}
