@@ -23,7 +23,6 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
@@ -85,14 +84,14 @@ impl Connection {
     /// # Errors
     /// When the descriptor cannot be copied; nothing is known then.
     pub(crate) async fn left(&self) -> io::Result<()> {
-        let copy = AsyncFd::register_with_interest(self.tcp.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+        let copy = std::net::TcpStream::from(self.tcp.as_fd().try_clone_to_owned()?);
+        let copy = TcpStream::from_std(copy)?;
         loop {
-            let mut ready = copy.readable().await?;
-            if ready.ready().is_read_closed() {
+            if copy.ready(Interest::READABLE).await?.is_read_closed() {
                 return Ok(());
             }
-            // Unread bytes of the body: forget them and wait for the next event.
-            ready.clear_ready();
+            // Unread bytes of the body: forget that they are there and wait for the next event.
+            let _ = copy.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
         }
     }
 }
