@@ -24,10 +24,11 @@
 //! iptables -I DOCKER-USER -i berth_+ -j ACCEPT
 //! iptables -I DOCKER-USER -o berth_+ -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
 //! ```
-//! (with ufw: `ufw route allow in on berth_+`, which is its own syntax for the same). [`forward_is_dropped_elsewhere`] finds such
+//! (with ufw: `ufw route allow in on berth_+`, which is its own syntax for the same). [`forward_dropped_by`] finds such
 //! a host. Forwarding stays on after a stop; on a host that must not route for its neighbours, keep a forward policy of DROP.
 
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::process::{Command, Output, Stdio};
 
 use super::{Instance, Ipv4Net, NetworkError, blocking};
@@ -54,19 +55,32 @@ pub(super) async fn remove(instance: &Instance) -> Result<(), NetworkError> {
 }
 
 /// Chains of other tables that drop forwarded packets by policy, as `family table chain`: with any of these, sandboxes may have no
-/// way out, see the module's text.
+/// way out, see the module's text. Blocking.
 ///
 /// # Errors
 /// [`NetworkError::NoNft`], [`NetworkError::RunNft`] and [`NetworkError::Nft`].
-pub async fn forward_is_dropped_elsewhere() -> Result<Vec<String>, NetworkError> {
-    blocking(|| {
-        let output = nft(&["-j", "list", "chains"], "")?;
-        if !output.status.success() {
-            return Err(said("list", "chains", &output));
-        }
+pub fn forward_dropped_by() -> Result<Vec<String>, NetworkError> {
+    let output = nft(&["-j", "list", "chains"], "")?;
+    if output.status.success() {
         Ok(dropping_chains(&output.stdout))
-    })
-    .await
+    } else {
+        Err(said("list chains beside", "berth", &output))
+    }
+}
+
+/// Has nft and the kernel check the rules without installing them. Blocking.
+///
+/// # Errors
+/// [`NetworkError::NoNft`], [`NetworkError::RunNft`] and [`NetworkError::Nft`].
+pub fn probe() -> Result<(), NetworkError> {
+    let instance: Instance = "probe".parse()?;
+    let subnet = Ipv4Net::containing(Ipv4Addr::new(10, 213, 0, 0), 16);
+    let output = nft(&["-c", "-f", "-"], &ruleset(&instance, subnet, &[]))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(said("check", &instance.table(), &output))
+    }
 }
 
 /// Out of nft's list of chains: those on the forward hook whose policy is drop.

@@ -39,7 +39,7 @@ mod tests;
 pub use addresses::{Ipv4Net, RangeError};
 pub use dns::DnsConfig;
 pub use slot::{Slot, SlotSpec, uid_base};
-pub use wire::wire_inside;
+pub use wire::{probe, wire_inside};
 
 use netlink::Netlink;
 use slot::SlotTable;

@@ -12,9 +12,13 @@
 //! kernel does that when the namespace dies, and it takes 34 ms that nobody should wait for.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use berth_sys::netns::Netns;
+use nix::sched::{CloneFlags, unshare};
 
 use super::netlink::Netlink;
 use super::{NetworkError, SlotSpec};
@@ -62,6 +66,42 @@ pub fn wire_inside(spec: &SlotSpec, host_ns: BorrowedFd<'_>) -> Result<(), Netwo
     inside
         .add_default_route(eth0.index, spec.gateway)
         .map_err(step("add the default route"))
+}
+
+/// Wires a link between two namespaces made for this and gone afterwards: whether sandboxes can have one, and how long it takes.
+/// Blocking.
+///
+/// # Errors
+/// [`NetworkError::Wire`] with the step that failed.
+pub fn probe() -> Result<Duration, NetworkError> {
+    let fresh = || {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        Netns::current()
+    };
+    let failed = |source: io::Error| NetworkError::Wire {
+        step: "make a network namespace",
+        link: "probe_0000".into(),
+        source,
+    };
+    let spec = SlotSpec {
+        index: 0,
+        enabled: true,
+        address: Ipv4Addr::new(10, 213, 1, 1),
+        gateway: Ipv4Addr::new(10, 213, 1, 0),
+        dns: Ipv4Addr::new(10, 213, 0, 1),
+        host_link: "probe_0000".into(),
+        mtu: 1500,
+    };
+    let wired = thread::spawn(move || {
+        let outer = fresh().map_err(failed)?;
+        let _inner = fresh().map_err(failed)?;
+        let begun = Instant::now();
+        wire_inside(&spec, outer.as_fd())?;
+        Ok(begun.elapsed())
+    });
+    wired
+        .join()
+        .unwrap_or_else(|_| Err(failed(io::Error::other("the thread panicked"))))
 }
 
 /// A conversation about the host's namespace, opened by a visit there.
