@@ -7,11 +7,8 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// Threads exist already.
-    #[error("the spawner must be forked before the first thread starts, but this process has {threads}")]
-    Threads {
-        /// How many there are.
-        threads: usize,
-    },
+    #[error("the spawner must be forked before the first thread starts, but this process has more than one")]
+    Threads,
     /// No socket pair or no process.
     #[error("cannot fork the spawner")]
     Fork(#[source] io::Error),

@@ -26,8 +26,19 @@ pub mod logs;
 pub mod network;
 pub mod spec;
 
+mod bundle;
+mod cgroup;
+mod command;
+mod copy;
+mod exec;
+mod init;
+mod keeper;
 mod leftovers;
+mod lines;
+mod listening;
+mod protocol;
 mod sandbox;
+mod seccomp;
 mod spawner;
 
 pub use error::{SandboxError, SpawnError};

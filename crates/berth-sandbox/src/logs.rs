@@ -247,7 +247,7 @@ impl Follower {
             (Ok(mine), Ok(now)) => mine.ino() != now.ino(),
             _ => false,
         };
-        let read = file.by_ref().take(1 << 20).read_to_end(&mut bytes).unwrap_or(0);
+        let read = Read::by_ref(file).take(1 << 20).read_to_end(&mut bytes).unwrap_or(0);
         if read == 0 && replaced {
             self.file = File::open(&self.path).ok();
             self.rest.clear();

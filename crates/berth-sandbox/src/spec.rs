@@ -134,7 +134,7 @@ pub struct SandboxSpec {
     pub limits: Limits,
     /// Copy `/workspace` to `/app` first, and run there; otherwise run in `/workspace`.
     pub copy_source: bool,
-    /// Paths left out of the copy, in the patterns of `berth_workspace::Excludes`.
+    /// Paths left out of the copy, in the patterns of `berth_workspace::Excludes`; empty for the default ones.
     #[serde(default)]
     pub copy_excludes: Vec<String>,
     /// Commands before the app's, in order.

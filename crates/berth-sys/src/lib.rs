@@ -1,5 +1,8 @@
 #![allow(unsafe_code)]
 //! berth-sys.
 
+pub mod loopdev;
 pub mod netns;
 pub mod process;
+pub mod packet;
+pub mod terminal;

@@ -1,0 +1,577 @@
+//! The process that owns one sandbox from its birth to its last trace, and lives on when the daemon does not.
+//!
+//! One thread, one poll loop over: the init's pidfd, its report pipe, its two log pipes, `keeper.sock`, the connections, and the pidfds of
+//! exec'd commands. It never blocks on a reader: a connection that does not take its message is closed, a log that cannot be written is
+//! counted and dropped.
+//!
+//! ```text
+//!  born ──(network, bundle, libcontainer)──▶ running ──(init ends)──▶ removing ──▶ tells Exited, ends
+//!    └─ any failure: removes what there is, tells Failed, ends
+//! ```
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use berth_sys::{packet, process};
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, pipe2, setsid};
+
+use crate::bundle;
+use crate::cgroup::Cgroup;
+use crate::exec;
+use crate::init::Init;
+use crate::logs::{LogLine, LogPhase, LogStream, LogWriter};
+use crate::lines::LineSplitter;
+use crate::network;
+use crate::protocol::{self, FromKeeper, Report, SpawnRequest, ToKeeper, monotonic_ns};
+use crate::seccomp::Filter;
+use crate::spec::{ExitInfo, Phase, SandboxEvent, SandboxSpec};
+
+/// Lines told with a failed install.
+const TAIL: usize = 20;
+/// How long an ended sandbox waits for a daemon that wants to know how.
+const COLLECT: Duration = Duration::from_secs(10);
+/// How long its processes may take to vanish after SIGKILL.
+const REMOVE: Duration = Duration::from_secs(10);
+
+/// An act that failed while making the sandbox, in words.
+struct Failure {
+    act: &'static str,
+    reason: String,
+}
+
+trait During<T> {
+    fn during(self, act: &'static str) -> Result<T, Failure>;
+}
+
+impl<T, E: std::error::Error> During<T> for Result<T, E> {
+    fn during(self, act: &'static str) -> Result<T, Failure> {
+        self.map_err(|error| Failure { act, reason: chain(&error) })
+    }
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// The life of a keeper: the body of a process that the spawner just forked.
+pub(crate) fn run(request: SpawnRequest, control: OwnedFd, filter: Arc<Filter>) -> ! {
+    let spec = Arc::new(request.spec);
+    let refused = |failure: Failure| {
+        let _ = protocol::send(&control, &FromKeeper::Failed { act: failure.act.to_owned(), reason: failure.reason }, &[]);
+    };
+    // A folder that is there already is another sandbox's: nothing of it may be removed.
+    if let Err(failure) = make_folders(&spec.dir()).during("make its run folder") {
+        refused(failure);
+        process::exit_now(1);
+    }
+    let code = match born(&spec, &filter) {
+        Err(failure) => {
+            remove(&spec);
+            refused(failure);
+            1
+        }
+        Ok(parts) => {
+            process::trim_heap();
+            Keeper::new(spec, filter, parts, control, request.created_ns).live();
+            0
+        }
+    };
+    process::exit_now(code)
+}
+
+/// What a started container gives the keeper.
+struct Parts {
+    init: OwnedFd,
+    init_pid: i32,
+    report: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    listener: OwnedFd,
+}
+
+fn born(spec: &Arc<SandboxSpec>, filter: &Arc<Filter>) -> Result<Parts, Failure> {
+    let _ = setsid();
+    process::set_name(c"berth-keeper");
+    process::clear_environment().during("clear its environment")?;
+    protect();
+    wire(spec)?;
+    let dir = spec.dir();
+    let keep = serde_json::to_vec(&**spec).during("describe the sandbox")?;
+    fs::write(dir.join("spec.json"), keep).during("write spec.json")?;
+    bundle::write(spec, &dir.join("bundle")).during("write its bundle")?;
+    let listener = listen(&dir).during("listen on keeper.sock")?;
+    container(spec, filter, &dir, listener)
+}
+
+/// Out of the way of the host's out-of-memory killer; needs CAP_SYS_RESOURCE, and is not worth failing for.
+fn protect() {
+    let _ = fs::write("/proc/self/oom_score_adj", "-900");
+}
+
+/// A network namespace that belongs to the host's user namespace: the sandbox holds no power over it.
+fn wire(spec: &SandboxSpec) -> Result<(), Failure> {
+    let host = File::open("/proc/self/ns/net").during("open the host's network namespace")?;
+    unshare(CloneFlags::CLONE_NEWNET).during("make a network namespace")?;
+    process::loopback_up().during("bring loopback up")?;
+    // The app has no capability, and port 80 is nobody else's here. Ping without a raw socket likewise.
+    let _ = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+    let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+    if let Some(slot) = &spec.slot {
+        network::wire_inside(slot, host.as_fd()).during("wire its network")?;
+    }
+    Ok(())
+}
+
+/// 0711: the sandbox's root, an unprivileged user of the host, opens what is bound from here by name.
+fn make_folders(dir: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.mode(0o711);
+    if let Some(parent) = dir.parent() {
+        builder.recursive(true).create(parent)?;
+    }
+    builder.recursive(false).create(dir)?;
+    builder.create(dir.join("bundle"))?;
+    builder.create(dir.join("state"))
+}
+
+/// The socket's path may be longer than an address holds (107 bytes): by way of the folder's descriptor it never is.
+pub(crate) fn socket_path(dir: &File) -> std::path::PathBuf {
+    use std::os::fd::AsRawFd;
+    std::path::PathBuf::from(format!("/proc/self/fd/{}/keeper.sock", dir.as_raw_fd()))
+}
+
+fn listen(dir: &Path) -> io::Result<OwnedFd> {
+    use std::os::unix::fs::PermissionsExt;
+    let listener = packet::listener(&socket_path(&File::open(dir)?))?;
+    fs::set_permissions(dir.join("keeper.sock"), fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Makes the container with libcontainer and starts its init.
+fn container(spec: &Arc<SandboxSpec>, filter: &Arc<Filter>, dir: &Path, listener: OwnedFd) -> Result<Parts, Failure> {
+    let (report, report_write) = pipe2(OFlag::O_CLOEXEC).during("make a pipe")?;
+    let (stdout, stdout_write) = pipe2(OFlag::O_CLOEXEC).during("make a pipe")?;
+    let (stderr, stderr_write) = pipe2(OFlag::O_CLOEXEC).during("make a pipe")?;
+    for end in [&report, &stdout, &stderr] {
+        packet::set_nonblocking(end).during("make a pipe not block")?;
+    }
+    let null = File::open("/dev/null").during("open /dev/null")?;
+    let init = Init { spec: Arc::clone(spec), filter: Arc::clone(filter), report: Arc::new(report_write) };
+    let mut container = ContainerBuilder::new(spec.id.to_string(), SyscallType::default())
+        .with_executor(init)
+        .with_root_path(dir.join("state"))
+        .during("name its state folder")?
+        .with_stdin(null)
+        .with_stdout(stdout_write)
+        .with_stderr(stderr_write)
+        .as_init(dir.join("bundle"))
+        .with_systemd(false)
+        .build()
+        .during("make the container")?;
+    let init_pid = container.pid().map_or(0, |pid| pid.as_raw());
+    let init = process::pidfd_open(init_pid).during("watch the init")?;
+    container.start().during("start the init")?;
+    // libcontainer lowered the keeper's standing for the container's sake, and went to live in its folder.
+    protect();
+    let _ = std::env::set_current_dir("/");
+    Ok(Parts { init, init_pid, report, stdout, stderr, listener })
+}
+
+/// Removes every trace of the sandbox on the host. The network namespace goes with the keeper.
+pub(crate) fn remove(spec: &SandboxSpec) {
+    let left = Cgroup::new(&spec.instance, spec.id.as_str()).remove(REMOVE);
+    if left.is_empty() {
+        let _ = fs::remove_dir_all(spec.dir());
+    }
+}
+
+/// One connection.
+struct Connection {
+    socket: OwnedFd,
+    /// The exec'd command that it belongs to.
+    command: Option<i32>,
+    /// Gone; taken out at the end of the round, so that the round's indexes stay true.
+    gone: bool,
+}
+
+/// One exec'd command.
+struct Command {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+struct Keeper {
+    spec: Arc<SandboxSpec>,
+    filter: Arc<Filter>,
+    parts: Parts,
+    connections: Vec<Connection>,
+    commands: Vec<Command>,
+    logs: LogWriter,
+    out: LineSplitter,
+    err: LineSplitter,
+    reports: Vec<u8>,
+    created_ns: u64,
+    phase: Option<Phase>,
+    logging: LogPhase,
+    tail: VecDeque<String>,
+    app_exit: Option<ExitInfo>,
+    kill_at: Option<Instant>,
+}
+
+/// What a descriptor in the poll set stands for.
+#[derive(Clone, Copy)]
+enum Source {
+    Init,
+    Logs,
+    Report,
+    Listener,
+    Connection(usize),
+    Command(usize),
+}
+
+impl Keeper {
+    fn new(spec: Arc<SandboxSpec>, filter: Arc<Filter>, parts: Parts, control: OwnedFd, created_ns: u64) -> Self {
+        let logs = LogWriter::open(&spec.log_dir);
+        let _ = packet::set_nonblocking(&control);
+        let mut keeper = Self {
+            spec,
+            filter,
+            parts,
+            connections: Vec::new(),
+            commands: Vec::new(),
+            logs,
+            out: LineSplitter::default(),
+            err: LineSplitter::default(),
+            reports: Vec::new(),
+            created_ns,
+            phase: None,
+            logging: LogPhase::App,
+            tail: VecDeque::with_capacity(TAIL),
+            app_exit: None,
+            kill_at: None,
+        };
+        keeper.welcome(control);
+        keeper
+    }
+
+    fn live(mut self) {
+        while !self.turn() {}
+        let exit = self.bury();
+        remove(&self.spec);
+        self.tell(&FromKeeper::Event(SandboxEvent::Exited(exit)));
+        self.sweep();
+        if self.connections.is_empty() {
+            self.wait_for_collector(exit);
+        }
+    }
+
+    /// One round of the loop. True when the init has ended.
+    fn turn(&mut self) -> bool {
+        let ready = self.wait();
+        let mut ended = false;
+        for source in ready {
+            match source {
+                Source::Init => ended = true,
+                Source::Logs => self.drain_logs(),
+                Source::Report => self.hear_init(),
+                Source::Listener => self.welcome_next(),
+                Source::Connection(index) => self.connections[index].gone |= !self.serve(index),
+                Source::Command(index) => self.command_ended(index),
+            }
+        }
+        self.sweep();
+        if self.kill_at.is_some_and(|at| at <= Instant::now()) {
+            self.kill_at = None;
+            let _ = process::pidfd_signal(self.parts.init.as_fd(), libc::SIGKILL);
+        }
+        ended
+    }
+
+    fn wait(&self) -> Vec<Source> {
+        let fixed: [(BorrowedFd<'_>, Source); 5] = [
+            (self.parts.stdout.as_fd(), Source::Logs),
+            (self.parts.stderr.as_fd(), Source::Logs),
+            (self.parts.report.as_fd(), Source::Report),
+            (self.parts.init.as_fd(), Source::Init),
+            (self.parts.listener.as_fd(), Source::Listener),
+        ];
+        let connections = self.connections.iter().enumerate().map(|(i, c)| (c.socket.as_fd(), Source::Connection(i)));
+        let commands = self.commands.iter().enumerate().map(|(i, c)| (c.pidfd.as_fd(), Source::Command(i)));
+        let all: Vec<_> = fixed.into_iter().chain(connections).chain(commands).collect();
+        let mut fds: Vec<PollFd<'_>> = all.iter().map(|(fd, _)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        let timeout = match self.kill_at {
+            None => PollTimeout::NONE,
+            Some(at) => PollTimeout::try_from(at.saturating_duration_since(Instant::now()) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+        };
+        if poll(&mut fds, timeout).is_err() {
+            return Vec::new();
+        }
+        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|r| r.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR));
+        fds.iter().zip(&all).filter(|(fd, _)| ready(fd)).map(|(_, (_, source))| *source).collect()
+    }
+
+    /// Takes in what the app wrote, as far as it is there.
+    fn drain_logs(&mut self) {
+        let mut lines = Vec::new();
+        let out = take(&mut self.parts.stdout, &mut self.out);
+        lines.extend(out.into_iter().map(|text| LogLine::now(LogStream::Stdout, self.logging, text)));
+        let err = take(&mut self.parts.stderr, &mut self.err);
+        lines.extend(err.into_iter().map(|text| LogLine::now(LogStream::Stderr, self.logging, text)));
+        self.log(&lines);
+    }
+
+    fn log(&mut self, lines: &[LogLine]) {
+        if self.logging != LogPhase::App {
+            for line in lines {
+                if self.tail.len() == TAIL {
+                    self.tail.pop_front();
+                }
+                self.tail.push_back(line.text.clone());
+            }
+        }
+        self.logs.write(lines);
+    }
+
+    fn say(&mut self, text: String) {
+        let line = LogLine::now(LogStream::Berth, self.logging, text);
+        self.log(&[line]);
+    }
+
+    /// Takes in the init's reports; what the app wrote before one is logged before it counts.
+    fn hear_init(&mut self) {
+        let mut chunk = [0; 4096];
+        while let Ok(n @ 1..) = nix::unistd::read(&self.parts.report, &mut chunk) {
+            self.reports.extend_from_slice(&chunk[..n]);
+        }
+        while let Some(end) = self.reports.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = self.reports.drain(..=end).collect();
+            self.drain_logs();
+            if let Ok(report) = serde_json::from_slice(&line) {
+                self.reported(report);
+            }
+        }
+    }
+
+    fn reported(&mut self, report: Report) {
+        match report {
+            Report::Logging(phase) => {
+                self.logging = phase;
+                if phase == LogPhase::App {
+                    self.tail = VecDeque::new();
+                }
+            }
+            Report::Phase(phase) => {
+                self.phase = Some(phase);
+                let at_ms = monotonic_ns().saturating_sub(self.created_ns) as f64 / 1e6;
+                self.tell(&FromKeeper::Event(SandboxEvent::Phase { phase, at_ms }));
+            }
+            Report::StepFailed { step, mut exit, detail } => {
+                self.finish_lines();
+                exit.oom = self.oom(exit);
+                self.say(format!("{step} failed: {}", detail.unwrap_or_else(|| exit.to_string())));
+                let tail = std::mem::take(&mut self.tail).into();
+                self.app_exit = Some(exit);
+                self.tell(&FromKeeper::Event(SandboxEvent::InstallFailed { step, exit, tail }));
+            }
+            Report::AppExited(exit) => self.app_exit = Some(exit),
+            Report::Fatal { reason } => {
+                self.say(format!("the sandbox cannot run: {reason}"));
+                self.app_exit = Some(ExitInfo { code: Some(125), ..ExitInfo::default() });
+            }
+        }
+    }
+
+    fn oom(&self, exit: ExitInfo) -> bool {
+        !exit.success() && Cgroup::new(&self.spec.instance, self.spec.id.as_str()).oom_kills() > 0
+    }
+
+    fn welcome_next(&mut self) {
+        if let Ok(Some(socket)) = packet::accept(self.parts.listener.as_fd()) {
+            self.welcome(socket);
+        }
+    }
+
+    fn welcome(&mut self, socket: OwnedFd) {
+        let hello = FromKeeper::Hello {
+            keeper_pid: i32::try_from(std::process::id()).unwrap_or(0),
+            init_pid: self.parts.init_pid,
+            phase: self.phase,
+        };
+        if protocol::send(&socket, &hello, &[]).is_ok() {
+            self.connections.push(Connection { socket, command: None, gone: false });
+        }
+    }
+
+    /// Does what a connection asks for. False when it is gone.
+    fn serve(&mut self, index: usize) -> bool {
+        let message = match protocol::receive::<ToKeeper>(&self.connections[index].socket) {
+            Ok(Some((message, _))) => message,
+            Ok(None) => return false,
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        };
+        match message {
+            ToKeeper::Stop { grace_ms } => self.stop(Duration::from_millis(grace_ms)),
+            ToKeeper::Signal { signal } => {
+                let _ = process::pidfd_signal(self.parts.init.as_fd(), signal);
+            }
+            ToKeeper::Exec(request) => return self.exec(index, &request),
+            ToKeeper::ExecSignal { signal } => {
+                if let Some(pid) = self.connections[index].command {
+                    signal_group(pid, signal);
+                }
+            }
+        }
+        true
+    }
+
+    fn stop(&mut self, grace: Duration) {
+        // A frozen process takes no signal, not even SIGKILL on v1.
+        let _ = Cgroup::new(&self.spec.instance, self.spec.id.as_str()).set_frozen(false);
+        let at = Instant::now() + grace;
+        self.kill_at = Some(self.kill_at.map_or(at, |earlier| earlier.min(at)));
+        if !grace.is_zero() {
+            let _ = process::pidfd_signal(self.parts.init.as_fd(), libc::SIGTERM);
+        }
+    }
+
+    fn exec(&mut self, index: usize, request: &crate::spec::ExecRequest) -> bool {
+        let target = exec::Target { spec: &self.spec, init: self.parts.init.as_fd(), filter: &self.filter };
+        let answer = match exec::start(&target, request) {
+            Ok(started) => {
+                let fds: Vec<BorrowedFd<'_>> = started.fds.iter().map(AsFd::as_fd).collect();
+                let told = protocol::send(&self.connections[index].socket, &FromKeeper::ExecStarted { pid: started.pid }, &fds);
+                self.connections[index].command = Some(started.pid);
+                self.commands.push(Command { pid: started.pid, pidfd: started.pidfd });
+                told
+            }
+            Err(reason) => protocol::send(&self.connections[index].socket, &FromKeeper::ExecFailed { reason }, &[]),
+        };
+        process::trim_heap();
+        answer.is_ok()
+    }
+
+    /// Takes out what has gone. A command whose connection is gone is told so, like one whose terminal was closed.
+    fn sweep(&mut self) {
+        for pid in self.connections.iter().filter(|c| c.gone).filter_map(|c| c.command) {
+            signal_group(pid, libc::SIGHUP);
+        }
+        self.connections.retain(|c| !c.gone);
+        self.commands.retain(|c| c.pid != 0);
+    }
+
+    fn command_ended(&mut self, index: usize) {
+        let pid = self.commands[index].pid;
+        let exit = match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => return,
+            Ok(status) => exit_of(status),
+            Err(_) => ExitInfo::default(),
+        };
+        // 0: taken out at the end of the round, so that the indexes of this round stay true.
+        self.commands[index].pid = 0;
+        for connection in &mut self.connections {
+            if connection.command == Some(pid) {
+                connection.command = None;
+                let _ = protocol::send(&connection.socket, &FromKeeper::ExecExited(exit), &[]);
+            }
+        }
+    }
+
+    /// Sends to every connection; one that does not take it is closed.
+    fn tell(&mut self, message: &FromKeeper) {
+        for connection in self.connections.iter_mut().filter(|c| c.command.is_none()) {
+            connection.gone |= protocol::send(&connection.socket, message, &[]).is_err();
+        }
+    }
+
+    fn finish_lines(&mut self) {
+        self.drain_logs();
+        let rest = [(LogStream::Stdout, self.out.finish()), (LogStream::Stderr, self.err.finish())];
+        let lines: Vec<LogLine> =
+            rest.into_iter().filter_map(|(stream, text)| Some(LogLine::now(stream, self.logging, text?))).collect();
+        self.log(&lines);
+    }
+
+    /// The init has ended: everything it and the app still said, and how it ended.
+    fn bury(&mut self) -> ExitInfo {
+        self.hear_init();
+        self.finish_lines();
+        let status = waitpid(Pid::from_raw(self.parts.init_pid), None).map(exit_of).unwrap_or_default();
+        for index in 0..self.commands.len() {
+            self.command_ended(index);
+        }
+        let mut exit = self.app_exit.unwrap_or(status);
+        exit.oom = exit.oom || self.oom(exit);
+        if !exit.success() {
+            self.say(format!("ended: {exit}"));
+        }
+        exit
+    }
+
+    /// Nobody listens: a daemon that starts just now may still want to know.
+    fn wait_for_collector(&mut self, exit: ExitInfo) {
+        let until = Instant::now() + COLLECT;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let mut fds = [PollFd::new(self.parts.listener.as_fd(), PollFlags::POLLIN)];
+            if left.is_zero() || !matches!(poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)), Ok(1..)) {
+                return;
+            }
+            self.welcome_next();
+            self.tell(&FromKeeper::Event(SandboxEvent::Exited(exit)));
+            self.sweep();
+            if !self.connections.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+fn signal_group(pid: i32, signal: i32) {
+    if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
+        let _ = nix::sys::signal::killpg(Pid::from_raw(pid), signal);
+    }
+}
+
+fn exit_of(status: WaitStatus) -> ExitInfo {
+    match status {
+        WaitStatus::Exited(_, code) => ExitInfo { code: Some(code), ..ExitInfo::default() },
+        WaitStatus::Signaled(_, signal, _) => ExitInfo { signal: Some(signal as i32), ..ExitInfo::default() },
+        _ => ExitInfo::default(),
+    }
+}
+
+/// Reads a pipe as far as there is something, at most 256 KiB: a flood from one app must not keep its keeper from its commands.
+fn take(pipe: &mut OwnedFd, splitter: &mut LineSplitter) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut chunk = [0; 16 << 10];
+    for _ in 0..16 {
+        match nix::unistd::read(&*pipe, &mut chunk) {
+            // The end comes only with the init's, which holds a write end all its life.
+            Ok(0) | Err(_) => break,
+            Ok(n) => lines.extend(splitter.push(&chunk[..n])),
+        }
+    }
+    lines
+}
