@@ -13,10 +13,16 @@
 //!
 //! Not here: what is done with a mounted image (berth-sandbox), and the `berth image` commands (berth).
 
+mod build;
+mod command;
+mod debian;
 mod error;
+mod fetch;
 mod info;
+mod mount;
 mod recipe;
 mod store;
+mod tidy;
 
 pub use error::ImageError;
 pub use info::ImageInfo;
