@@ -56,7 +56,11 @@ impl Connection {
         let _ = setsockopt(&tcp, sockopt::KeepAlive, &true);
         let _ = setsockopt(&tcp, sockopt::TcpKeepIdle, &60);
         let _ = setsockopt(&tcp, sockopt::TcpKeepInterval, &20);
-        Arc::new(Self { tcp, peer, phase: AtomicU8::new(IDLE) })
+        Arc::new(Self {
+            tcp,
+            peer,
+            phase: AtomicU8::new(IDLE),
+        })
     }
 
     pub(crate) fn tcp(&self) -> &TcpStream {
@@ -106,7 +110,12 @@ pub(crate) struct ClientSocket {
 
 impl ClientSocket {
     pub(crate) fn new(connection: Arc<Connection>, header_timeout: Duration) -> Self {
-        Self { connection, collected: BytesMut::new(), header_timeout, header_deadline: None }
+        Self {
+            connection,
+            collected: BytesMut::new(),
+            header_timeout,
+            header_deadline: None,
+        }
     }
 
     /// Is a header on its way for too long?
@@ -158,12 +167,10 @@ impl AsyncRead for ClientSocket {
             match self.connection.tcp.try_read(buf.initialize_unfilled()) {
                 Ok(read) => {
                     buf.advance(read);
-                    let _ = self.connection.phase.compare_exchange(
-                        IDLE,
-                        IN_HEADER,
-                        Ordering::Relaxed,
-                        Ordering::Relaxed,
-                    );
+                    let _ =
+                        self.connection
+                            .phase
+                            .compare_exchange(IDLE, IN_HEADER, Ordering::Relaxed, Ordering::Relaxed);
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

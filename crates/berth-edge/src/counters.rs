@@ -105,7 +105,10 @@ pub(crate) struct Open {
 impl Open {
     pub(crate) fn new(counters: &Arc<Counters>, which: fn(&Counters) -> &AtomicU64) -> Self {
         Counters::add(which(counters), 1);
-        Self { counters: Arc::clone(counters), which }
+        Self {
+            counters: Arc::clone(counters),
+            which,
+        }
     }
 }
 

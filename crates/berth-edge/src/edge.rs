@@ -44,7 +44,11 @@ impl Edge {
     /// [`EdgeError`]; nothing listens and nothing runs then.
     pub fn start(config: EdgeConfig, apps: Arc<dyn Apps>) -> Result<Self, EdgeError> {
         let listeners = bind_all(&config.listen)?;
-        let addrs = config.listen.iter().zip(&listeners).map(|(addr, listener)| listener.local_addr().unwrap_or(*addr));
+        let addrs = config
+            .listen
+            .iter()
+            .zip(&listeners)
+            .map(|(addr, listener)| listener.local_addr().unwrap_or(*addr));
         let addrs: Vec<SocketAddr> = addrs.collect();
         let threads = match config.threads {
             0 => thread::available_parallelism().map_or(1, NonZero::get),
@@ -68,7 +72,11 @@ impl Edge {
             })
             .map_err(|source| EdgeError::Threads { source })?;
         tracing::info!(?addrs, threads, "edge listens");
-        Ok(Self { addrs, counters, running: Some(Running { stop, thread }) })
+        Ok(Self {
+            addrs,
+            counters,
+            running: Some(Running { stop, thread }),
+        })
     }
 
     /// The addresses that are listened on, in the order of the configuration.

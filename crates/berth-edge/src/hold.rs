@@ -83,8 +83,12 @@ impl Holder {
         if !self.waited_for.lock().insert(app.clone()) {
             return;
         }
-        let (apps, waited_for, app, limit) =
-            (Arc::clone(&self.apps), Arc::clone(&self.waited_for), app.clone(), self.start_timeout);
+        let (apps, waited_for, app, limit) = (
+            Arc::clone(&self.apps),
+            Arc::clone(&self.waited_for),
+            app.clone(),
+            self.start_timeout,
+        );
         tokio::spawn(async move {
             // What comes of it is told to the next request.
             let _ = timeout(limit, apps.acquire(&app)).await;
@@ -121,7 +125,11 @@ fn wants_progress(session: &Session) -> bool {
 }
 
 fn is_navigation(headers: &HeaderMap) -> bool {
-    let is = |name: &str, value: &str| headers.get(name).is_some_and(|found| found.as_bytes() == value.as_bytes());
+    let is = |name: &str, value: &str| {
+        headers
+            .get(name)
+            .is_some_and(|found| found.as_bytes() == value.as_bytes())
+    };
     pages::wants_html(headers)
         && match headers.get("sec-fetch-mode") {
             Some(_) => is("sec-fetch-mode", "navigate"),
@@ -138,11 +146,23 @@ mod tests {
     #[test]
     fn only_a_browser_that_opens_a_page_gets_the_progress_page() {
         let navigation = |pairs: &[(&'static str, &'static str)]| {
-            is_navigation(&pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect())
+            is_navigation(
+                &pairs
+                    .iter()
+                    .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+                    .collect(),
+            )
         };
-        assert!(navigation(&[("accept", "text/html,*/*"), ("upgrade-insecure-requests", "1")]));
+        assert!(navigation(&[
+            ("accept", "text/html,*/*"),
+            ("upgrade-insecure-requests", "1")
+        ]));
         assert!(navigation(&[("accept", "text/html"), ("sec-fetch-mode", "navigate")]));
-        assert!(!navigation(&[("accept", "text/html"), ("sec-fetch-mode", "cors"), ("upgrade-insecure-requests", "1")]));
+        assert!(!navigation(&[
+            ("accept", "text/html"),
+            ("sec-fetch-mode", "cors"),
+            ("upgrade-insecure-requests", "1")
+        ]));
         assert!(!navigation(&[("accept", "text/html")]));
         assert!(!navigation(&[("accept", "*/*"), ("upgrade-insecure-requests", "1")]));
         assert!(!navigation(&[]));

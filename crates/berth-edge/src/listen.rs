@@ -150,7 +150,9 @@ impl Server {
         let socket = ClientSocket::new(Arc::clone(&connection), self.header_timeout);
         let mut stream = Stream::from(VirtualSocketStream::new(Box::new(socket)));
         stream.set_socket_digest(digest);
-        CONNECTION.scope(connection, proxy.process_new(Box::new(stream), &self.shutdown)).await;
+        CONNECTION
+            .scope(connection, proxy.process_new(Box::new(stream), &self.shutdown))
+            .await;
     }
 }
 

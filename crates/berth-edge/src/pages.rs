@@ -43,7 +43,14 @@ struct Problem<'a> {
 
 impl Page {
     fn new(status: StatusCode, title: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, title, detail: detail.into(), app: None, retry_after: None, progress: false }
+        Self {
+            status,
+            title,
+            detail: detail.into(),
+            app: None,
+            retry_after: None,
+            progress: false,
+        }
     }
 
     pub(crate) fn of_app(mut self, app: &str) -> Self {
@@ -73,7 +80,11 @@ impl Page {
     }
 
     pub(crate) fn reserved() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "Not found", "Addresses below /.berth/ belong to the host.")
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "Not found",
+            "Addresses below /.berth/ belong to the host.",
+        )
     }
 
     pub(crate) fn failed(public: &str, retry_after: Option<Duration>) -> Self {
@@ -99,8 +110,12 @@ impl Page {
     }
 
     pub(crate) fn shutting_down() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "The host is restarting", "Try again in a moment.")
-            .retry_after(Some(Duration::from_secs(5)))
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "The host is restarting",
+            "Try again in a moment.",
+        )
+        .retry_after(Some(Duration::from_secs(5)))
     }
 
     pub(crate) fn unreachable() -> Self {
@@ -113,7 +128,11 @@ impl Page {
     }
 
     pub(crate) fn silent() -> Self {
-        Self::new(StatusCode::GATEWAY_TIMEOUT, "The app does not answer", "It took the request and then said nothing.")
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "The app does not answer",
+            "It took the request and then said nothing.",
+        )
     }
 
     pub(crate) fn bad_request() -> Self {
@@ -121,7 +140,11 @@ impl Page {
     }
 
     pub(crate) fn target_too_long() -> Self {
-        Self::new(StatusCode::URI_TOO_LONG, "Address too long", "The address of this request is longer than is allowed here.")
+        Self::new(
+            StatusCode::URI_TOO_LONG,
+            "Address too long",
+            "The address of this request is longer than is allowed here.",
+        )
     }
 
     pub(crate) fn header_too_large() -> Self {
@@ -133,17 +156,29 @@ impl Page {
     }
 
     pub(crate) fn body_too_large() -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "Request too large", "The body of this request is larger than is allowed here.")
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "Request too large",
+            "The body of this request is larger than is allowed here.",
+        )
     }
 
     pub(crate) fn internal() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong", "The host could not handle this request.")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "Something went wrong",
+            "The host could not handle this request.",
+        )
     }
 
     /// What a waiting browser sees; it asks again by itself until the app is there.
     pub(crate) fn progress() -> Self {
-        let mut page = Self::new(StatusCode::SERVICE_UNAVAILABLE, "Starting", "The app is starting. This page turns into it by itself.")
-            .retry_after(Some(Duration::from_secs(1)));
+        let mut page = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Starting",
+            "The app is starting. This page turns into it by itself.",
+        )
+        .retry_after(Some(Duration::from_secs(1)));
         page.progress = true;
         page
     }
@@ -161,7 +196,11 @@ impl Page {
         if let Some(after) = self.retry_after {
             headers.push(("retry-after", after.as_secs().max(1).to_string()));
         }
-        Rendered { status: self.status, headers, body: body.into() }
+        Rendered {
+            status: self.status,
+            headers,
+            body: body.into(),
+        }
     }
 
     fn problem(&self, request_id: &str) -> String {
@@ -179,9 +218,15 @@ impl Page {
     fn html(&self, request_id: &str) -> String {
         let title = escape(self.title);
         let detail = escape(&self.detail);
-        let heading = self.app.as_deref().map_or_else(|| title.clone(), |app| format!("{title}: {}", escape(app)));
+        let heading = self
+            .app
+            .as_deref()
+            .map_or_else(|| title.clone(), |app| format!("{title}: {}", escape(app)));
         let (head, mark) = if self.progress {
-            ("<meta http-equiv=\"refresh\" content=\"1\">", "<div class=\"bar\" role=\"progressbar\" aria-label=\"starting\"><i></i></div>".to_owned())
+            (
+                "<meta http-equiv=\"refresh\" content=\"1\">",
+                "<div class=\"bar\" role=\"progressbar\" aria-label=\"starting\"><i></i></div>".to_owned(),
+            )
         } else {
             ("", format!("<p class=\"code\">{}</p>", self.status.as_u16()))
         };
@@ -208,18 +253,29 @@ animation:s 1.2s ease-in-out infinite alternate}@keyframes s{to{margin-left:65%}
 
 /// The plain answer of `/.berth/healthz`.
 pub(crate) fn health(draining: bool) -> Rendered {
-    let (status, text) =
-        if draining { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ok\n") };
+    let (status, text) = if draining {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    } else {
+        (StatusCode::OK, "ok\n")
+    };
     let mut headers = own_headers();
     headers.push(("content-type", "text/plain; charset=utf-8".to_owned()));
-    Rendered { status, headers, body: Bytes::from_static(text.as_bytes()) }
+    Rendered {
+        status,
+        headers,
+        body: Bytes::from_static(text.as_bytes()),
+    }
 }
 
 /// The redirect from `/NAME` to `/NAME/`: permanent in method and meaning, but not to be remembered, as names come and go.
 pub(crate) fn redirect(location: String) -> Rendered {
     let mut headers = own_headers();
     headers.push(("location", location));
-    Rendered { status: StatusCode::PERMANENT_REDIRECT, headers, body: Bytes::new() }
+    Rendered {
+        status: StatusCode::PERMANENT_REDIRECT,
+        headers,
+        body: Bytes::new(),
+    }
 }
 
 fn own_headers() -> Vec<(&'static str, String)> {
@@ -228,7 +284,10 @@ fn own_headers() -> Vec<(&'static str, String)> {
         ("x-content-type-options", "nosniff"),
         ("x-frame-options", "DENY"),
         ("referrer-policy", "no-referrer"),
-        ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"),
+        (
+            "content-security-policy",
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
+        ),
     ]
     .map(|(name, value)| (name, value.to_owned()))
     .to_vec()
@@ -236,15 +295,22 @@ fn own_headers() -> Vec<(&'static str, String)> {
 
 /// Does this client read HTML?
 pub(crate) fn wants_html(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .any(|value| value.as_bytes().to_ascii_lowercase().windows(9).any(|part| part == b"text/html"))
+    headers.get_all(header::ACCEPT).iter().any(|value| {
+        value
+            .as_bytes()
+            .to_ascii_lowercase()
+            .windows(9)
+            .any(|part| part == b"text/html")
+    })
 }
 
 fn shortened(name: &str) -> String {
     let short: String = name.chars().take(63).collect();
-    if short.len() < name.len() { format!("{short}…") } else { short }
+    if short.len() < name.len() {
+        format!("{short}…")
+    } else {
+        short
+    }
 }
 
 fn escape(text: &str) -> String {
@@ -289,9 +355,17 @@ mod tests {
         assert_eq!(problem["app"], "blog");
         assert_eq!(problem["detail"], "npm ci: exit 1");
         assert_eq!(problem["request_id"], "id-1");
-        assert!(rendered.headers.contains(&("content-type", "application/problem+json".to_owned())));
+        assert!(
+            rendered
+                .headers
+                .contains(&("content-type", "application/problem+json".to_owned()))
+        );
         assert!(rendered.headers.contains(&("retry-after", "7".to_owned())));
-        assert!(rendered.headers.contains(&("x-content-type-options", "nosniff".to_owned())));
+        assert!(
+            rendered
+                .headers
+                .contains(&("x-content-type-options", "nosniff".to_owned()))
+        );
     }
 
     #[test]

@@ -171,7 +171,11 @@ impl ProxyHttp for EdgeProxy {
             let page = Page::no_app(first_segment(&ctx.asked.path_text()));
             return self.answer(session, ctx, page).await;
         };
-        if let Some(location) = ctx.asked.redirect_to_slash(&route).filter(|_| ctx.purpose == Purpose::Request) {
+        if let Some(location) = ctx
+            .asked
+            .redirect_to_slash(&route)
+            .filter(|_| ctx.purpose == Purpose::Request)
+        {
             return send(session, pages::redirect(location), &ctx.asked).await;
         }
         self.acquire(session, ctx, &route).await
@@ -196,8 +200,11 @@ impl ProxyHttp for EdgeProxy {
             && !ctx.avoid_kept
             && session.req_header().method.is_idempotent()
             && session.is_body_empty();
-        peer.group_key =
-            if kept { upstream.generation() } else { (1 << 63) | self.0.once.fetch_add(1, Ordering::Relaxed) };
+        peer.group_key = if kept {
+            upstream.generation()
+        } else {
+            (1 << 63) | self.0.once.fetch_add(1, Ordering::Relaxed)
+        };
         let options = &mut peer.options;
         options.idle_timeout = Some(if kept { KEEP_IDLE } else { Duration::ZERO });
         options.total_connection_timeout = Some(self.0.config.connect_timeout);
@@ -205,7 +212,10 @@ impl ProxyHttp for EdgeProxy {
             options.read_timeout = Some(self.0.config.app_silence);
             options.write_timeout = Some(self.0.config.app_silence);
         }
-        options.custom_l4 = Some(Arc::new(AppConnect { upstream, purpose: ctx.purpose }));
+        options.custom_l4 = Some(Arc::new(AppConnect {
+            upstream,
+            purpose: ctx.purpose,
+        }));
         Ok(Box::new(peer))
     }
 
@@ -247,7 +257,10 @@ impl ProxyHttp for EdgeProxy {
     ) -> Result<()> {
         let strip = ctx.route.as_ref().filter(|route| route.via == Via::Prefix);
         upstream.set_raw_path(&ctx.asked.target_for_app(strip))?;
-        let peer = session.client_addr().and_then(|addr| addr.as_inet()).map(std::net::SocketAddr::ip);
+        let peer = session
+            .client_addr()
+            .and_then(|addr| addr.as_inet())
+            .map(std::net::SocketAddr::ip);
         ctx.asked.forward(upstream, peer, strip, &self.0.config.domain)
     }
 
@@ -292,7 +305,9 @@ impl ProxyHttp for EdgeProxy {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Request) -> FailToProxy {
-        let begun = session.response_written().is_some_and(|response| !response.status.is_informational());
+        let begun = session
+            .response_written()
+            .is_some_and(|response| !response.status.is_informational());
         let page = if begun { None } else { page_for(error) };
         let mut code = 0;
         match page {
@@ -306,7 +321,10 @@ impl ProxyHttp for EdgeProxy {
             None if *error.esource() == ErrorSource::Downstream => ctx.client_left = true,
             None => {}
         }
-        FailToProxy { error_code: code, can_reuse_downstream: false }
+        FailToProxy {
+            error_code: code,
+            can_reuse_downstream: false,
+        }
     }
 
     fn suppress_error_log(&self, _session: &Session, _ctx: &Request, _error: &Error) -> bool {
@@ -327,7 +345,9 @@ impl ProxyHttp for EdgeProxy {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Request) {
         let _ = CONNECTION.try_with(|connection| connection.request_done());
         let left = if ctx.client_left { CLIENT_LEFT } else { 0 };
-        let status = session.response_written().map_or(left, |response| response.status.as_u16());
+        let status = session
+            .response_written()
+            .map_or(left, |response| response.status.as_u16());
         let sent = session.body_bytes_sent() as u64;
         let counters = &self.0.counters;
         counters.status(status);
@@ -355,17 +375,30 @@ impl EdgeProxy {
         if request.raw_path().len() > config.max_target {
             return Some(Page::target_too_long());
         }
-        let size: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let size: usize = request
+            .headers
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len())
+            .sum();
         if size > config.max_header {
             return Some(Page::header_too_large());
         }
-        let length = request.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        config.max_body.filter(|most| length > Some(*most)).map(|_| Page::body_too_large())
+        let length = request
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        config
+            .max_body
+            .filter(|most| length > Some(*most))
+            .map(|_| Page::body_too_large())
     }
 
     /// Answers below `/.berth/`, unless the host is an app's own.
     async fn reserved(&self, session: &mut Session, ctx: &Request) -> Result<Option<bool>> {
-        let apps_own = ctx.route.as_ref().is_some_and(|route| matches!(route.via, Via::Host | Via::CustomHost));
+        let apps_own = ctx
+            .route
+            .as_ref()
+            .is_some_and(|route| matches!(route.via, Via::Host | Via::CustomHost));
         if apps_own || !ctx.asked.path.starts_with(b"/.berth/") {
             return Ok(None);
         }
@@ -408,7 +441,8 @@ impl EdgeProxy {
             target: "access",
             method = session.req_header().method.as_str(),
             host = %ctx.asked.host,
-            path = %ctx.asked.path_text(),
+            // Without the query: it may hold secrets.
+            path = ctx.asked.path_text().split('?').next().unwrap_or_default(),
             status,
             bytes = sent,
             duration_ms = milliseconds(ctx.begun.elapsed()),
@@ -472,7 +506,11 @@ fn put_right(response: &mut ResponseHeader, prefix: &Prefix) -> Result<()> {
             response.insert_header(name, right)?;
         }
     }
-    if let Some(value) = response.headers.get(header::REFRESH).and_then(|value| value.to_str().ok()) {
+    if let Some(value) = response
+        .headers
+        .get(header::REFRESH)
+        .and_then(|value| value.to_str().ok())
+    {
         let right = prefix.refresh(value).into_owned();
         response.insert_header(header::REFRESH, right)?;
     }

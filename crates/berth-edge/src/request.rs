@@ -30,11 +30,20 @@ impl Asked {
             .headers
             .get(header::HOST)
             .map(|host| String::from_utf8_lossy(host.as_bytes()))
-            .or_else(|| request.uri.authority().map(|authority| Cow::Borrowed(authority.as_str())))
+            .or_else(|| {
+                request
+                    .uri
+                    .authority()
+                    .map(|authority| Cow::Borrowed(authority.as_str()))
+            })
             .or_else(|| in_target.map(String::from_utf8_lossy))
             .map(Cow::into_owned)
             .unwrap_or_default();
-        Self { host, path, request_id: request_id(&request.headers) }
+        Self {
+            host,
+            path,
+            request_id: request_id(&request.headers),
+        }
     }
 
     /// Path and query as text, for looking up and for logs.
@@ -65,7 +74,9 @@ impl Asked {
         if route.via != Via::Prefix {
             return None;
         }
-        self.path.strip_prefix(b"/")?.strip_prefix(route.app.as_str().as_bytes())
+        self.path
+            .strip_prefix(b"/")?
+            .strip_prefix(route.app.as_str().as_bytes())
     }
 
     /// Sets what an app may know of the client. What clients claim themselves is only kept where it is a list.
@@ -105,26 +116,45 @@ impl Asked {
 /// Does this request ask for a WebSocket?
 pub(crate) fn is_websocket(request: &RequestHeader) -> bool {
     request.version == Version::HTTP_11
-        && request.headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && request
+            .headers
+            .get(header::UPGRADE)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// `(host, "/path")` of `http://host/path`; a target of the usual form is a path already.
 fn split_absolute(target: &[u8]) -> (Option<&[u8]>, Vec<u8>) {
-    let Some(at) = target.windows(3).position(|part| part == b"://").filter(|at| !target[..*at].contains(&b'/')) else {
+    let Some(at) = target
+        .windows(3)
+        .position(|part| part == b"://")
+        .filter(|at| !target[..*at].contains(&b'/'))
+    else {
         return (None, target.to_vec());
     };
     let rest = &target[at + 3..];
-    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len());
+    let end = rest
+        .iter()
+        .position(|byte| matches!(byte, b'/' | b'?' | b'#'))
+        .unwrap_or(rest.len());
     let (host, path) = rest.split_at(end);
-    let path = if path.first() == Some(&b'/') { path.to_vec() } else { [b"/", path].concat() };
+    let path = if path.first() == Some(&b'/') {
+        path.to_vec()
+    } else {
+        [b"/", path].concat()
+    };
     (Some(host), path)
 }
 
 fn request_id(headers: &HeaderMap) -> String {
-    let kept = headers.get("x-request-id").and_then(|value| value.to_str().ok()).filter(|id| {
-        (1..=ID_LENGTH).contains(&id.len())
-            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(&byte))
-    });
+    let kept = headers
+        .get("x-request-id")
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| {
+            (1..=ID_LENGTH).contains(&id.len())
+                && id
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(&byte))
+        });
     kept.map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned)
 }
 
@@ -155,14 +185,24 @@ mod tests {
             ("/x?u=http://b.test/", None, "", "/x?u=http://b.test/"),
         ] {
             let asked = asked(target, host);
-            assert_eq!((asked.host.as_str(), asked.path_text().as_ref()), (want_host, want_path), "{target}");
+            assert_eq!(
+                (asked.host.as_str(), asked.path_text().as_ref()),
+                (want_host, want_path),
+                "{target}"
+            );
         }
     }
 
     #[test]
     fn the_prefix_is_taken_off_byte_for_byte() {
-        let route = Route { app: AppName::parse("blog").unwrap(), via: Via::Prefix };
-        let host = Route { app: AppName::parse("blog").unwrap(), via: Via::Host };
+        let route = Route {
+            app: AppName::parse("blog").unwrap(),
+            via: Via::Prefix,
+        };
+        let host = Route {
+            app: AppName::parse("blog").unwrap(),
+            via: Via::Host,
+        };
         for (path, stripped) in [
             ("/blog/", "/"),
             ("/blog/a%2Fb", "/a%2Fb"),
@@ -177,8 +217,14 @@ mod tests {
             assert_eq!(asked.target_for_app(Some(&host)), path.as_bytes());
             assert_eq!(asked.target_for_app(None), path.as_bytes());
         }
-        assert_eq!(asked("/blog", None).redirect_to_slash(&route).as_deref(), Some("/blog/"));
-        assert_eq!(asked("/blog?x=1", None).redirect_to_slash(&route).as_deref(), Some("/blog/?x=1"));
+        assert_eq!(
+            asked("/blog", None).redirect_to_slash(&route).as_deref(),
+            Some("/blog/")
+        );
+        assert_eq!(
+            asked("/blog?x=1", None).redirect_to_slash(&route).as_deref(),
+            Some("/blog/?x=1")
+        );
         assert_eq!(asked("/blog/x", None).redirect_to_slash(&route), None);
         assert_eq!(asked("/blog", None).redirect_to_slash(&host), None);
     }

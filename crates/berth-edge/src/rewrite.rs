@@ -34,7 +34,11 @@ pub(crate) struct Prefix {
 
 impl Prefix {
     pub(crate) fn new(app: &str, host: &str, app_port: u16) -> Self {
-        Self { path: format!("/{app}"), host: authority(host), app_port }
+        Self {
+            path: format!("/{app}"),
+            host: authority(host),
+            app_port,
+        }
     }
 
     /// A `Location` or `Content-Location` as the client must see it.
@@ -49,7 +53,11 @@ impl Prefix {
             }
             return Cow::Borrowed(value);
         }
-        if value.starts_with('/') { self.path(value) } else { Cow::Borrowed(value) }
+        if value.starts_with('/') {
+            self.path(value)
+        } else {
+            Cow::Borrowed(value)
+        }
     }
 
     /// A `Refresh: SECONDS; url=ADDRESS` as the client must see it.
@@ -68,7 +76,11 @@ impl Prefix {
     /// A `Set-Cookie` as the client must see it.
     pub(crate) fn cookie<'a>(&self, value: &'a str) -> Cow<'a, str> {
         // Browsers refuse a `__Host-` cookie with any path but "/".
-        if value.trim_start().get(..7).is_some_and(|name| name.eq_ignore_ascii_case("__Host-")) {
+        if value
+            .trim_start()
+            .get(..7)
+            .is_some_and(|name| name.eq_ignore_ascii_case("__Host-"))
+        {
             return Cow::Borrowed(value);
         }
         let mut changed = false;
@@ -88,13 +100,18 @@ impl Prefix {
                 }
             })
             .collect();
-        if changed { Cow::Owned(parts.join(";")) } else { Cow::Borrowed(value) }
+        if changed {
+            Cow::Owned(parts.join(";"))
+        } else {
+            Cow::Borrowed(value)
+        }
     }
 
     /// An absolute path (or the nothing after a host) with the prefix, once.
     fn path<'a>(&self, path: &'a str) -> Cow<'a, str> {
-        let has_it =
-            path.strip_prefix(self.path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']));
+        let has_it = path
+            .strip_prefix(self.path.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']));
         if has_it {
             Cow::Borrowed(path)
         } else if path.starts_with('/') {
@@ -110,7 +127,10 @@ impl Prefix {
             return false;
         };
         port.parse() == Ok(self.app_port)
-            && matches!(name.to_ascii_lowercase().as_str(), "127.0.0.1" | "localhost" | "0.0.0.0" | "[::1]" | "[::]")
+            && matches!(
+                name.to_ascii_lowercase().as_str(),
+                "127.0.0.1" | "localhost" | "0.0.0.0" | "[::1]" | "[::]"
+            )
     }
 }
 
@@ -198,8 +218,14 @@ mod tests {
     #[test]
     fn default_ports_are_the_same_host() {
         let prefix = Prefix::new("blog", "example.org", 3000);
-        assert_eq!(prefix.location("https://example.org:443/x"), "https://example.org:443/blog/x");
-        assert_eq!(prefix.location("http://example.org:80/x"), "http://example.org:80/blog/x");
+        assert_eq!(
+            prefix.location("https://example.org:443/x"),
+            "https://example.org:443/blog/x"
+        );
+        assert_eq!(
+            prefix.location("http://example.org:80/x"),
+            "http://example.org:80/blog/x"
+        );
         assert_eq!(prefix.location("http://example.org:81/x"), "http://example.org:81/x");
     }
 
@@ -217,7 +243,10 @@ mod tests {
             ("a=b; Path", "a=b; Path"),
             ("path=/; Secure", "path=/; Secure"),
             ("__Host-a=b; Path=/; Secure", "__Host-a=b; Path=/; Secure"),
-            ("a=b; Domain=example.org; Path=/", "a=b; Domain=example.org; Path=/blog/"),
+            (
+                "a=b; Domain=example.org; Path=/",
+                "a=b; Domain=example.org; Path=/blog/",
+            ),
         ] {
             assert_eq!(blog().cookie(said), seen, "{said}");
         }

@@ -44,7 +44,11 @@ impl RouteTable {
             .filter(|(_, app)| apps.contains(app))
             .map(|(host, app)| (normal_host(&host), app))
             .collect();
-        Self { domain: normal_host(domain), apps, hosts }
+        Self {
+            domain: normal_host(domain),
+            apps,
+            hosts,
+        }
     }
 
     /// The app for a request with this `Host` header (any port, any case, perhaps empty) and this path.
@@ -52,20 +56,34 @@ impl RouteTable {
     pub fn resolve(&self, host: &str, path: &str) -> Option<Route> {
         let host = normal_host(host);
         if let Some(app) = self.hosts.get(&host) {
-            return Some(Route { app: app.clone(), via: Via::CustomHost });
+            return Some(Route {
+                app: app.clone(),
+                via: Via::CustomHost,
+            });
         }
         if let Some(name) = self.below_domain(&host) {
             match self.apps.get(name) {
-                Some(app) => return Some(Route { app: app.clone(), via: Via::Host }),
+                Some(app) => {
+                    return Some(Route {
+                        app: app.clone(),
+                        via: Via::Host,
+                    });
+                }
                 None if name != ROOT_APP => return None,
                 None => {}
             }
         }
         let by_path = first_segment(path).and_then(|name| self.apps.get(name));
         if let Some(app) = by_path {
-            return Some(Route { app: app.clone(), via: Via::Prefix });
+            return Some(Route {
+                app: app.clone(),
+                via: Via::Prefix,
+            });
         }
-        self.apps.get(ROOT_APP).map(|app| Route { app: app.clone(), via: Via::Root })
+        self.apps.get(ROOT_APP).map(|app| Route {
+            app: app.clone(),
+            via: Via::Root,
+        })
     }
 
     /// NAME of `NAME.DOMAIN`.
@@ -116,12 +134,17 @@ mod tests {
     }
 
     fn found(table: &RouteTable, host: &str, path: &str) -> Option<(String, Via)> {
-        table.resolve(host, path).map(|route| (route.app.to_string(), route.via))
+        table
+            .resolve(host, path)
+            .map(|route| (route.app.to_string(), route.via))
     }
 
     #[test]
     fn hosts_and_paths_lead_to_apps() {
-        let table = table(&["blog", "shop", "www"], &[("Shop.Example", "shop"), ("gone.example", "nothing")]);
+        let table = table(
+            &["blog", "shop", "www"],
+            &[("Shop.Example", "shop"), ("gone.example", "nothing")],
+        );
         let some = |app: &str, via| Some((app.to_owned(), via));
         for (host, path, want) in [
             ("blog.example.org", "/shop/x", some("blog", Via::Host)),
@@ -160,7 +183,10 @@ mod tests {
         let table = table(&["blog"], &[]);
         assert_eq!(found(&table, "example.org", "/"), None);
         assert_eq!(found(&table, "example.org", "/other"), None);
-        assert_eq!(found(&table, "www.example.org", "/blog/"), Some(("blog".to_owned(), Via::Prefix)));
+        assert_eq!(
+            found(&table, "www.example.org", "/blog/"),
+            Some(("blog".to_owned(), Via::Prefix))
+        );
     }
 
     /// The four rules of the module's doc, said as slowly as possible.
@@ -193,11 +219,17 @@ mod tests {
         }
         for app in apps {
             let exact = format!("/{app}");
-            if path == exact || ["/", "?", "#"].iter().any(|end| path.starts_with(&format!("{exact}{end}"))) {
+            if path == exact
+                || ["/", "?", "#"]
+                    .iter()
+                    .any(|end| path.starts_with(&format!("{exact}{end}")))
+            {
                 return Some((app.clone(), Via::Prefix));
             }
         }
-        apps.iter().find(|app| *app == "www").map(|app| (app.clone(), Via::Root))
+        apps.iter()
+            .find(|app| *app == "www")
+            .map(|app| (app.clone(), Via::Root))
     }
 
     proptest! {

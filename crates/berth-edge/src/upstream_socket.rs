@@ -73,7 +73,12 @@ impl AppConnect {
 
 impl fmt::Debug for AppConnect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "app at {} (generation {})", self.upstream.addr(), self.upstream.generation())
+        write!(
+            f,
+            "app at {} (generation {})",
+            self.upstream.addr(),
+            self.upstream.generation()
+        )
     }
 }
 
@@ -87,7 +92,11 @@ struct TunnelSocket {
 
 impl TunnelSocket {
     fn new(tcp: TcpStream) -> Self {
-        Self { tcp, flushes: 0, reader: None }
+        Self {
+            tcp,
+            flushes: 0,
+            reader: None,
+        }
     }
 }
 

@@ -20,7 +20,10 @@ async fn large() -> std::net::SocketAddr {
     tcp_app(|mut stream| async move {
         let mut bytes = vec![b'x'; CHUNK];
         if read_header(&mut stream).await.starts_with("GET") {
-            stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n").as_bytes()).await.expect("send");
+            stream
+                .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n").as_bytes())
+                .await
+                .expect("send");
             for _ in 0..SIZE / CHUNK {
                 stream.write_all(&bytes).await.expect("send");
             }
@@ -39,7 +42,10 @@ async fn large() -> std::net::SocketAddr {
 
 async fn down(world: &World) -> usize {
     let mut stream = TcpStream::connect(world.addr).await.expect("connect");
-    stream.write_all(b"GET /blog/ HTTP/1.1\r\nHost: berth.test\r\n\r\n").await.expect("send");
+    stream
+        .write_all(b"GET /blog/ HTTP/1.1\r\nHost: berth.test\r\n\r\n")
+        .await
+        .expect("send");
     read_header(&mut stream).await;
     let (mut bytes, mut total) = (vec![0; CHUNK], 0);
     while total < SIZE {
@@ -50,7 +56,8 @@ async fn down(world: &World) -> usize {
 
 async fn up(world: &World) -> String {
     let mut stream = TcpStream::connect(world.addr).await.expect("connect");
-    let head = format!("POST /blog/ HTTP/1.1\r\nHost: berth.test\r\nContent-Length: {SIZE}\r\nConnection: close\r\n\r\n");
+    let head =
+        format!("POST /blog/ HTTP/1.1\r\nHost: berth.test\r\nContent-Length: {SIZE}\r\nConnection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).await.expect("send");
     let bytes = vec![b'x'; CHUNK];
     for _ in 0..SIZE / CHUNK {

@@ -92,7 +92,11 @@ impl Apps for Double {
         if let Some(refusal) = app.refusal.lock().clone() {
             return Err(refusal);
         }
-        app.ready.subscribe().wait_for(|ready| *ready).await.map_err(|_| Refusal::ShuttingDown)?;
+        app.ready
+            .subscribe()
+            .wait_for(|ready| *ready)
+            .await
+            .map_err(|_| Refusal::ShuttingDown)?;
         app.leases.fetch_add(1, Ordering::SeqCst);
         app.acquired.fetch_add(1, Ordering::SeqCst);
         Ok(Box::new(Claim(Arc::clone(app))))
@@ -104,7 +108,11 @@ struct Claim(Arc<App>);
 impl Lease for Claim {
     fn upstream(&self) -> Arc<dyn Upstream> {
         let (addr, generation) = *self.0.place.lock();
-        Arc::new(Place { addr, generation, app: Arc::clone(&self.0) })
+        Arc::new(Place {
+            addr,
+            generation,
+            app: Arc::clone(&self.0),
+        })
     }
 }
 
@@ -176,7 +184,10 @@ impl World {
                 (AppName::parse(name).expect("a valid name"), Arc::new(app))
             })
             .collect();
-        let hosts = apps.keys().map(|name| (format!("{name}.custom.test"), name.clone())).collect::<Vec<_>>();
+        let hosts = apps
+            .keys()
+            .map(|name| (format!("{name}.custom.test"), name.clone()))
+            .collect::<Vec<_>>();
         let table = RouteTable::new(DOMAIN, apps.keys().cloned(), hosts);
         let mut config = EdgeConfig {
             listen: vec![([127, 0, 0, 1], 0).into()],
@@ -185,10 +196,17 @@ impl World {
             ..EdgeConfig::default()
         };
         change(&mut config);
-        let by_name = apps.iter().map(|(name, app)| (name.to_string(), Arc::clone(app))).collect();
+        let by_name = apps
+            .iter()
+            .map(|(name, app)| (name.to_string(), Arc::clone(app)))
+            .collect();
         let edge = Edge::start(config, Arc::new(Double { table, apps })).expect("an edge on a free port");
         let addr = edge.local_addrs()[0];
-        Self { edge, addr, apps: by_name }
+        Self {
+            edge,
+            addr,
+            apps: by_name,
+        }
     }
 
     pub fn app(&self, name: &str) -> &App {
@@ -204,14 +222,20 @@ impl World {
         let mut stream = TcpStream::connect(self.addr).await.expect("connect");
         stream.write_all(request).await.expect("send");
         let mut answer = Vec::new();
-        let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await.expect("an end");
+        let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer))
+            .await
+            .expect("an end");
         String::from_utf8_lossy(&answer).into_owned()
     }
 }
 
 /// A client that follows no redirects.
 pub fn client() -> reqwest::Client {
-    reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().expect("a client")
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .build()
+        .expect("a client")
 }
 
 pub type Answer = Response<BoxBody<Bytes, io::Error>>;

@@ -17,7 +17,13 @@ fn has(lines: &[String], line: &str) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_app_below_a_prefix_learns_where_it_is() {
     let world = World::new(&[("blog", mirror().await)]);
-    let lines = mirrored(&world, client().get(world.url("/blog/a%2Fb//c/?x=/blog/")).header("host", "berth.test:8080")).await;
+    let lines = mirrored(
+        &world,
+        client()
+            .get(world.url("/blog/a%2Fb//c/?x=/blog/"))
+            .header("host", "berth.test:8080"),
+    )
+    .await;
     assert_eq!(lines[0], "GET /a%2Fb//c/?x=/blog/ HTTP/1.1");
     for line in [
         "host: berth.test:8080",
@@ -40,11 +46,17 @@ async fn an_app_on_a_host_of_its_own_has_no_prefix() {
         ("berth.test", "/elsewhere"),
         ("127.0.0.1", "/"),
     ] {
-        let request = client().get(world.url(path)).header("host", host).header("x-forwarded-prefix", "/spoofed");
+        let request = client()
+            .get(world.url(path))
+            .header("host", host)
+            .header("x-forwarded-prefix", "/spoofed");
         let lines = mirrored(&world, request).await;
         assert_eq!(lines[0], format!("GET {path} HTTP/1.1"));
         assert!(has(&lines, &format!("host: {host}")), "{lines:#?}");
-        assert!(!lines.iter().any(|line| line.starts_with("x-forwarded-prefix")), "{lines:#?}");
+        assert!(
+            !lines.iter().any(|line| line.starts_with("x-forwarded-prefix")),
+            "{lines:#?}"
+        );
     }
 }
 
@@ -78,7 +90,13 @@ async fn a_request_has_one_id_from_client_to_app_and_back() {
     let answer = client().get(world.url("/blog/")).send().await.expect("an answer");
     let id = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
     assert_eq!(id.len(), 32);
-    assert!(answer.text().await.expect("a body").contains(&format!("x-request-id: {id}\n")));
+    assert!(
+        answer
+            .text()
+            .await
+            .expect("a body")
+            .contains(&format!("x-request-id: {id}\n"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,8 +128,16 @@ async fn redirects_and_cookies_of_an_app_below_a_prefix_are_put_right() {
     assert_eq!(login.headers()["location"], "/blog/home");
     assert_eq!(login.headers()["content-location"], "/blog/login.en");
     assert_eq!(login.headers()["refresh"], "3; url=/blog/home");
-    let cookies: Vec<_> = login.headers().get_all("set-cookie").iter().map(|value| value.to_str().expect("text")).collect();
-    assert_eq!(cookies, ["a=1; Path=/blog/", "b=2; HttpOnly", "c=3; Path=/blog/admin; Secure"]);
+    let cookies: Vec<_> = login
+        .headers()
+        .get_all("set-cookie")
+        .iter()
+        .map(|value| value.to_str().expect("text"))
+        .collect();
+    assert_eq!(
+        cookies,
+        ["a=1; Path=/blog/", "b=2; HttpOnly", "c=3; Path=/blog/admin; Secure"]
+    );
 
     for (path, location) in [
         ("/blog/absolute", format!("http://{}/blog/x?y", world.addr)),
@@ -119,10 +145,23 @@ async fn redirects_and_cookies_of_an_app_below_a_prefix_are_put_right() {
         ("/blog/relative", "home".to_owned()),
         ("/blog/away", "https://elsewhere.test/x".to_owned()),
     ] {
-        assert_eq!(get(path).await.expect("an answer").headers()["location"], location, "{path}");
+        assert_eq!(
+            get(path).await.expect("an answer").headers()["location"],
+            location,
+            "{path}"
+        );
     }
 
-    let own = client().get(world.url("/login")).header("host", "blog.berth.test").send().await.expect("an answer");
-    assert_eq!(own.headers()["location"], "/home", "a host of its own needs no putting right");
+    let own = client()
+        .get(world.url("/login"))
+        .header("host", "blog.berth.test")
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(
+        own.headers()["location"],
+        "/home",
+        "a host of its own needs no putting right"
+    );
     assert_eq!(own.headers()["set-cookie"], "a=1; Path=/");
 }

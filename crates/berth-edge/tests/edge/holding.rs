@@ -64,7 +64,10 @@ async fn a_client_that_leaves_while_held_takes_its_claim_back() {
         stream.write_all(request).await.expect("send");
         until("it is held", || world.app("blog").waiting() == 1).await;
         // More of the body changes nothing.
-        stream.write_all(if request[0] == b'P' { b"more" } else { b"" }).await.expect("send");
+        stream
+            .write_all(if request[0] == b'P' { b"more" } else { b"" })
+            .await
+            .expect("send");
         assert_eq!(world.app("blog").waiting(), 1);
         drop(stream);
         until("it is let go", || world.app("blog").waiting() == 0).await;
@@ -92,16 +95,39 @@ async fn refusals_are_told_with_when_to_come_back() {
     let after = Some(Duration::from_secs(7));
     for (refusal, status, retry) in [
         (Refusal::NoSuchApp, 404, None),
-        (Refusal::Failed { public: "npm ci: exit 1".to_owned(), retry_after: after }, 503, Some("7")),
-        (Refusal::Failed { public: "bad workspace.json".to_owned(), retry_after: None }, 503, None),
+        (
+            Refusal::Failed {
+                public: "npm ci: exit 1".to_owned(),
+                retry_after: after,
+            },
+            503,
+            Some("7"),
+        ),
+        (
+            Refusal::Failed {
+                public: "bad workspace.json".to_owned(),
+                retry_after: None,
+            },
+            503,
+            None,
+        ),
         (Refusal::TooMany { retry_after: None }, 503, Some("1")),
-        (Refusal::StartTimeout { waited: Duration::from_secs(1) }, 504, Some("10")),
+        (
+            Refusal::StartTimeout {
+                waited: Duration::from_secs(1),
+            },
+            504,
+            Some("10"),
+        ),
         (Refusal::ShuttingDown, 503, Some("5")),
     ] {
         world.app("blog").refuse(refusal.clone());
         let answer = client().get(world.url("/blog/")).send().await.expect("an answer");
         assert_eq!(answer.status(), status, "{refusal:?}");
-        let told = answer.headers().get("retry-after").map(|value| value.to_str().expect("text").to_owned());
+        let told = answer
+            .headers()
+            .get("retry-after")
+            .map(|value| value.to_str().expect("text").to_owned());
         assert_eq!(told.as_deref(), retry, "{refusal:?}");
         assert_eq!(answer.headers()["content-type"], "application/problem+json");
         let problem: serde_json::Value = answer.json().await.expect("a problem");
@@ -127,11 +153,18 @@ async fn a_waiting_browser_sees_progress_and_then_the_app() {
     let answer = page().await.expect("an answer");
     assert_eq!(answer.status(), 503);
     let html = answer.text().await.expect("a page");
-    assert!(html.contains("Starting") && html.contains("http-equiv=\"refresh\""), "{html}");
+    assert!(
+        html.contains("Starting") && html.contains("http-equiv=\"refresh\""),
+        "{html}"
+    );
     // The browser is between two requests, the app is waited for all the same.
     assert_eq!(world.app("blog").waiting(), 1);
     assert_eq!(page().await.expect("an answer").status(), 503);
-    assert_eq!(world.app("blog").waiting(), 1, "one waiter stays behind, however often it is asked");
+    assert_eq!(
+        world.app("blog").waiting(),
+        1,
+        "one waiter stays behind, however often it is asked"
+    );
     // A program just waits.
     let program = tokio::spawn(client().get(world.url("/blog/")).header("accept", "*/*").send());
     until("the program is held", || world.app("blog").waiting() == 2).await;
@@ -145,7 +178,9 @@ async fn a_waiting_browser_sees_progress_and_then_the_app() {
 async fn a_client_that_leaves_in_the_middle_of_an_answer_gives_its_claim_back() {
     let app = crate::double::tcp_app(|mut stream| async move {
         crate::double::read_header(&mut stream).await;
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n").await;
+        let _ = stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+            .await;
         // Then nothing, until the edge hangs up.
         let _ = stream.read_u8().await;
     })

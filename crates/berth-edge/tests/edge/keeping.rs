@@ -14,7 +14,16 @@ use crate::double::{World, client, hello, read_header, tcp_app};
 async fn connections_to_an_app_are_kept_until_its_sandbox_changes() {
     let world = World::new(&[("blog", hello("one").await)]);
     let client = client();
-    let get = || async { client.get(world.url("/blog/")).send().await.expect("an answer").text().await.expect("a body") };
+    let get = || async {
+        client
+            .get(world.url("/blog/"))
+            .send()
+            .await
+            .expect("an answer")
+            .text()
+            .await
+            .expect("a body")
+    };
     for _ in 0..5 {
         assert_eq!(get().await, "one");
     }
@@ -30,8 +39,22 @@ async fn two_generations_at_one_address_share_no_connection() {
     let world = World::new(&[("blog", app)]);
     let client = client();
     for generation in 1..=3 {
-        client.get(world.url("/blog/")).send().await.expect("an answer").text().await.expect("a body");
-        client.get(world.url("/blog/")).send().await.expect("an answer").text().await.expect("a body");
+        client
+            .get(world.url("/blog/"))
+            .send()
+            .await
+            .expect("an answer")
+            .text()
+            .await
+            .expect("a body");
+        client
+            .get(world.url("/blog/"))
+            .send()
+            .await
+            .expect("an answer")
+            .text()
+            .await
+            .expect("a body");
         assert_eq!(world.app("blog").sockets(), generation);
         world.app("blog").move_to(app);
     }
@@ -46,7 +69,9 @@ async fn liar(requests: Arc<AtomicUsize>) -> SocketAddr {
                 return;
             }
             requests.fetch_add(1, Ordering::SeqCst);
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nok").await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nok")
+                .await;
             // Long enough for the next request to be on its way here at times.
             tokio::time::sleep(Duration::from_micros(300)).await;
         }
@@ -60,7 +85,11 @@ async fn an_app_that_closes_kept_connections_causes_no_502() {
     let world = World::new(&[("blog", liar(Arc::clone(&requests)).await)]);
     let client = client();
     for round in 0..300 {
-        let request = if round % 3 == 0 { client.post(world.url("/blog/")).body("x") } else { client.get(world.url("/blog/")) };
+        let request = if round % 3 == 0 {
+            client.post(world.url("/blog/")).body("x")
+        } else {
+            client.get(world.url("/blog/"))
+        };
         let answer = request.send().await.expect("an answer");
         assert_eq!(answer.status(), 200, "round {round}");
         answer.text().await.expect("a body");
@@ -84,8 +113,20 @@ async fn an_app_that_is_just_restarting_is_waited_for() {
     let mut sent = [0; 4];
     stream.read_exact(&mut sent).await.expect("a body");
     assert_eq!(&sent, b"once");
-    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nback").await.expect("send");
-    assert_eq!(request.await.expect("a task").expect("an answer").text().await.expect("a body"), "back");
+    stream
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nback")
+        .await
+        .expect("send");
+    assert_eq!(
+        request
+            .await
+            .expect("a task")
+            .expect("an answer")
+            .text()
+            .await
+            .expect("a body"),
+        "back"
+    );
     assert!(world.edge.counters().snapshot().connect_retries >= 1);
 }
 
@@ -94,13 +135,23 @@ async fn an_app_that_does_not_listen_is_502_within_the_second() {
     let holder = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let addr = holder.local_addr().expect("an address");
     drop(holder);
-    let world = World::with(&[("blog", addr)], |config| config.connect_retry = Duration::from_millis(300));
+    let world = World::with(&[("blog", addr)], |config| {
+        config.connect_retry = Duration::from_millis(300)
+    });
     let begun = Instant::now();
-    let answer = client().get(world.url("/blog/")).header("accept", "text/html").send().await.expect("an answer");
+    let answer = client()
+        .get(world.url("/blog/"))
+        .header("accept", "text/html")
+        .send()
+        .await
+        .expect("an answer");
     assert_eq!(answer.status(), 502);
     assert!(begun.elapsed() >= Duration::from_millis(250) && begun.elapsed() < Duration::from_secs(3));
     let html = answer.text().await.expect("a page");
-    assert!(!html.contains(&addr.port().to_string()), "strangers learn no port: {html}");
+    assert!(
+        !html.contains(&addr.port().to_string()),
+        "strangers learn no port: {html}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,8 +161,24 @@ async fn an_app_that_breaks_off_before_its_answer_is_502() {
     })
     .await;
     let world = World::new(&[("blog", app)]);
-    assert_eq!(client().post(world.url("/blog/")).send().await.expect("an answer").status(), 502);
-    assert_eq!(client().get(world.url("/blog/")).send().await.expect("an answer").status(), 502);
+    assert_eq!(
+        client()
+            .post(world.url("/blog/"))
+            .send()
+            .await
+            .expect("an answer")
+            .status(),
+        502
+    );
+    assert_eq!(
+        client()
+            .get(world.url("/blog/"))
+            .send()
+            .await
+            .expect("an answer")
+            .status(),
+        502
+    );
     crate::double::until("claims are given back", || world.app("blog").leases() == 0).await;
 }
 
@@ -121,6 +188,16 @@ async fn an_app_that_stays_silent_is_504() {
         let _ = stream.read_to_end(&mut Vec::new()).await;
     })
     .await;
-    let world = World::with(&[("blog", app)], |config| config.app_silence = Duration::from_millis(200));
-    assert_eq!(client().get(world.url("/blog/")).send().await.expect("an answer").status(), 504);
+    let world = World::with(&[("blog", app)], |config| {
+        config.app_silence = Duration::from_millis(200)
+    });
+    assert_eq!(
+        client()
+            .get(world.url("/blog/"))
+            .send()
+            .await
+            .expect("an answer")
+            .status(),
+        504
+    );
 }

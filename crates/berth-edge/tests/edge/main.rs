@@ -6,6 +6,8 @@ mod double;
 mod forwarding;
 mod holding;
 mod keeping;
+mod logging;
+mod namespaces;
 mod overhead;
 mod own_answers;
 mod streams;

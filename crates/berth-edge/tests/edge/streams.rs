@@ -42,12 +42,18 @@ async fn an_event_arrives_before_the_stream_ends() {
 async fn an_app_may_answer_while_it_still_reads() {
     let app = tcp_app(|mut stream| async move {
         read_header(&mut stream).await;
-        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.expect("send");
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .await
+            .expect("send");
         // Each byte of the body comes back before the next one is sent.
         for _ in 0..3 {
             let mut byte = [0; 1];
             stream.read_exact(&mut byte).await.expect("a byte");
-            stream.write_all(&[b"1\r\n".as_slice(), &byte, b"\r\n"].concat()).await.expect("send");
+            stream
+                .write_all(&[b"1\r\n".as_slice(), &byte, b"\r\n"].concat())
+                .await
+                .expect("send");
         }
         stream.write_all(b"0\r\n\r\n").await.expect("send");
     })
@@ -83,7 +89,10 @@ async fn an_app_that_dies_in_the_middle_of_a_body_is_seen_as_cut() {
         let world = World::new(&[("blog", says(answer).await)]);
         let received = client().get(world.url("/blog/")).send().await.expect("an answer");
         assert_eq!(received.status(), 200);
-        received.bytes().await.expect_err("an incomplete body must not look complete");
+        received
+            .bytes()
+            .await
+            .expect_err("an incomplete body must not look complete");
         until("the claim is given back", || world.app("blog").leases() == 0).await;
     }
 }
@@ -102,7 +111,9 @@ async fn early_answers_are_passed_on() {
     )
     .await;
     let world = World::new(&[("blog", app)]);
-    let answer = world.raw(b"GET /blog/ HTTP/1.1\r\nHost: berth.test\r\nConnection: close\r\n\r\n").await;
+    let answer = world
+        .raw(b"GET /blog/ HTTP/1.1\r\nHost: berth.test\r\nConnection: close\r\n\r\n")
+        .await;
     let (early, rest) = answer.split_once("\r\n\r\n").expect("two headers");
     assert!(early.starts_with("HTTP/1.1 103"), "{answer}");
     assert!(rest.starts_with("HTTP/1.1 200") && rest.ends_with("ok"), "{answer}");
@@ -127,10 +138,16 @@ async fn a_client_may_ask_before_it_sends_its_body() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ranges_and_heads_are_the_apps_business() {
     let app = http_app(|request| async move {
-        let range = request.headers().get("range").map(|value| value.to_str().expect("text").to_owned());
+        let range = request
+            .headers()
+            .get("range")
+            .map(|value| value.to_str().expect("text").to_owned());
         let mut answer = Response::builder().header("accept-ranges", "bytes");
         if request.method() == "HEAD" {
-            return answer.header("content-length", "1234").body(body("")).expect("an answer");
+            return answer
+                .header("content-length", "1234")
+                .body(body(""))
+                .expect("an answer");
         }
         assert_eq!(range.as_deref(), Some("bytes=2-4"));
         answer = answer.status(206).header("content-range", "bytes 2-4/10");
@@ -138,13 +155,21 @@ async fn ranges_and_heads_are_the_apps_business() {
     })
     .await;
     let world = World::new(&[("blog", app)]);
-    let part = client().get(world.url("/blog/file")).header("range", "bytes=2-4").send().await.expect("an answer");
+    let part = client()
+        .get(world.url("/blog/file"))
+        .header("range", "bytes=2-4")
+        .send()
+        .await
+        .expect("an answer");
     assert_eq!(part.status(), 206);
     assert_eq!(part.headers()["content-range"], "bytes 2-4/10");
     assert_eq!(part.text().await.expect("a body"), "cde");
     let request = b"HEAD /blog/file HTTP/1.1\r\nHost: berth.test\r\nConnection: close\r\n\r\n";
     let head = world.raw(request).await.to_ascii_lowercase();
-    assert!(head.starts_with("http/1.1 200") && head.contains("content-length: 1234"), "{head}");
+    assert!(
+        head.starts_with("http/1.1 200") && head.contains("content-length: 1234"),
+        "{head}"
+    );
     assert!(head.ends_with("\r\n\r\n"), "{head}");
 }
 
@@ -167,21 +192,34 @@ async fn connections_are_kept_or_closed_as_the_client_says() {
     let world = World::new(&[("blog", hello("hello").await)]);
     let mut stream = TcpStream::connect(world.addr).await.expect("connect");
     for _ in 0..3 {
-        stream.write_all(b"GET /blog/ HTTP/1.1\r\nHost: berth.test\r\n\r\n").await.expect("send");
+        stream
+            .write_all(b"GET /blog/ HTTP/1.1\r\nHost: berth.test\r\n\r\n")
+            .await
+            .expect("send");
         assert!(read_header(&mut stream).await.starts_with("HTTP/1.1 200"));
         let mut text = [0; 5];
         stream.read_exact(&mut text).await.expect("a body");
         assert_eq!(&text, b"hello");
     }
     // An own answer does not end the connection either.
-    stream.write_all(b"GET /nosuch HTTP/1.1\r\nHost: berth.test\r\nAccept: x\r\n\r\n").await.expect("send");
+    stream
+        .write_all(b"GET /nosuch HTTP/1.1\r\nHost: berth.test\r\nAccept: x\r\n\r\n")
+        .await
+        .expect("send");
     let head = read_header(&mut stream).await;
     let length: usize = head
         .lines()
-        .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ").map(|value| value.parse().expect("a number")))
+        .find_map(|line| {
+            line.to_ascii_lowercase()
+                .strip_prefix("content-length: ")
+                .map(|value| value.parse().expect("a number"))
+        })
         .expect("a length");
     stream.read_exact(&mut vec![0; length]).await.expect("a body");
-    stream.write_all(b"GET /blog/ HTTP/1.1\r\nHost: berth.test\r\nConnection: close\r\n\r\n").await.expect("send");
+    stream
+        .write_all(b"GET /blog/ HTTP/1.1\r\nHost: berth.test\r\nConnection: close\r\n\r\n")
+        .await
+        .expect("send");
     let mut rest = String::new();
     stream.read_to_string(&mut rest).await.expect("an end");
     assert!(rest.starts_with("HTTP/1.1 200") && rest.ends_with("hello"), "{rest}");
@@ -198,19 +236,27 @@ async fn http_2_without_tls_is_understood() {
     .await;
     let world = World::closed(&[("blog", app)], |_| {});
     let stream = TcpStream::connect(world.addr).await.expect("connect");
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .expect("HTTP/2");
     tokio::spawn(connection);
     let request = |path: &str, bytes: usize| {
-        Request::post(format!("http://berth.test{path}")).body(Full::new(Bytes::from(vec![0_u8; bytes]))).expect("a request")
+        Request::post(format!("http://berth.test{path}"))
+            .body(Full::new(Bytes::from(vec![0_u8; bytes])))
+            .expect("a request")
     };
-    let answers = [sender.send_request(request("/blog/x", 100_000)), sender.send_request(request("/blog/y", 0))];
+    let answers = [
+        sender.send_request(request("/blog/x", 100_000)),
+        sender.send_request(request("/blog/y", 0)),
+    ];
     until("both are held", || world.app("blog").waiting() == 2).await;
     world.app("blog").open();
     let mut texts = Vec::new();
     for answer in answers {
         let answer = answer.await.expect("an answer");
-        texts.push(String::from_utf8(answer.into_body().collect().await.expect("a body").to_bytes().to_vec()).expect("text"));
+        texts.push(
+            String::from_utf8(answer.into_body().collect().await.expect("a body").to_bytes().to_vec()).expect("text"),
+        );
     }
     assert_eq!(texts, ["berth.test /x 100000", "berth.test /y 0"]);
 }
@@ -219,10 +265,13 @@ async fn http_2_without_tls_is_understood() {
 async fn a_stream_of_http_2_that_is_reset_while_held_is_let_go() {
     let world = World::closed(&[("blog", hello("late").await)], |_| {});
     let stream = TcpStream::connect(world.addr).await.expect("connect");
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .expect("HTTP/2");
     tokio::spawn(connection);
-    let request = Request::get("http://berth.test/blog/").body(Full::new(Bytes::new())).expect("a request");
+    let request = Request::get("http://berth.test/blog/")
+        .body(Full::new(Bytes::new()))
+        .expect("a request");
     let answer = tokio::spawn(sender.send_request(request));
     until("it is held", || world.app("blog").waiting() == 1).await;
     answer.abort();
@@ -254,7 +303,10 @@ async fn a_slow_reader_slows_the_app_down() {
     .await;
     let world = World::new(&[("blog", app)]);
     let mut stream = TcpStream::connect(world.addr).await.expect("connect");
-    stream.write_all(b"GET /blog/ HTTP/1.1\r\nHost: berth.test\r\n\r\n").await.expect("send");
+    stream
+        .write_all(b"GET /blog/ HTTP/1.1\r\nHost: berth.test\r\n\r\n")
+        .await
+        .expect("send");
     read_header(&mut stream).await;
     // Until the app gets no further: nothing new for a while.
     let mut last = usize::MAX;
@@ -262,5 +314,8 @@ async fn a_slow_reader_slows_the_app_down() {
         last = *sent.borrow();
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    assert!(last < SIZE / 2, "{last} bytes were taken from the app though the client reads none");
+    assert!(
+        last < SIZE / 2,
+        "{last} bytes were taken from the app though the client reads none"
+    );
 }

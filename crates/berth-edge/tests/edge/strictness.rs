@@ -18,7 +18,9 @@ async fn recorder() -> (std::net::SocketAddr, Arc<Mutex<Vec<u8>>>) {
             while let Ok(read @ 1..) = stream.read(&mut bytes).await {
                 kept.lock().extend_from_slice(&bytes[..read]);
                 if kept.lock().ends_with(b"\r\n\r\n") {
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+                    let _ = stream
+                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                        .await;
                 }
             }
         }
@@ -47,9 +49,15 @@ async fn ambiguous_lengths_are_refused() {
         "Host: a\r\nConnection: host\r\n",
         "Host: a\r\nConnection: x-forwarded-for\r\n",
     ] {
-        let answer = world.raw(format!("POST /blog/ HTTP/1.1\r\n{headers}\r\nhello").as_bytes()).await;
+        let answer = world
+            .raw(format!("POST /blog/ HTTP/1.1\r\n{headers}\r\nhello").as_bytes())
+            .await;
         assert!(answer.starts_with("HTTP/1.1 400"), "{headers:?}: {answer}");
-        assert!(record.lock().is_empty(), "{headers:?} reached the app: {}", String::from_utf8_lossy(&record.lock()));
+        assert!(
+            record.lock().is_empty(),
+            "{headers:?} reached the app: {}",
+            String::from_utf8_lossy(&record.lock())
+        );
     }
 }
 
@@ -96,10 +104,23 @@ async fn what_is_not_http_is_400_or_nothing() {
 async fn odd_paths_do_not_reach_an_app_by_its_prefix() {
     let (app, record) = recorder().await;
     let world = World::new(&[("blog", app)]);
-    for path in ["/%62log/", "//blog/", "/../blog/", "/./blog/", "/Blog/", "/blog%2F", "/blog\\", "*", "/;blog/"] {
+    for path in [
+        "/%62log/",
+        "//blog/",
+        "/../blog/",
+        "/./blog/",
+        "/Blog/",
+        "/blog%2F",
+        "/blog\\",
+        "*",
+        "/;blog/",
+    ] {
         let request = format!("GET {path} HTTP/1.1\r\nHost: berth.test\r\nConnection: close\r\n\r\n");
         let answer = world.raw(request.as_bytes()).await;
-        assert!(answer.starts_with("HTTP/1.1 404") || answer.starts_with("HTTP/1.1 400"), "{path}: {answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 404") || answer.starts_with("HTTP/1.1 400"),
+            "{path}: {answer}"
+        );
     }
     assert!(record.lock().is_empty());
 }

@@ -29,7 +29,9 @@ async fn echo() -> std::net::SocketAddr {
 
 async fn connect(world: &World, path: &str) -> tokio_tungstenite::WebSocketStream<TcpStream> {
     let stream = TcpStream::connect(world.addr).await.expect("connect");
-    let (socket, _) = client_async(format!("ws://berth.test{path}"), stream).await.expect("a tunnel");
+    let (socket, _) = client_async(format!("ws://berth.test{path}"), stream)
+        .await
+        .expect("a tunnel");
     socket
 }
 
@@ -54,7 +56,10 @@ async fn an_app_that_switches_at_once_keeps_its_tunnel() {
         for message in [b"ping", b"pong"] {
             client.write_all(message).await.expect("send");
             let mut back = [0; 4];
-            client.read_exact(&mut back).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+            client
+                .read_exact(&mut back)
+                .await
+                .unwrap_or_else(|error| panic!("round {round}: {error}"));
             assert_eq!(&back, message);
         }
     }
@@ -69,7 +74,10 @@ async fn a_websocket_can_be_the_first_request() {
     };
     let (mut socket, ()) = tokio::join!(connect(&world, "/ws/chat"), opening);
     socket.send(Message::text("first")).await.expect("send");
-    assert_eq!(socket.next().await.expect("a message").expect("well"), Message::text("first"));
+    assert_eq!(
+        socket.next().await.expect("a message").expect("well"),
+        Message::text("first")
+    );
 }
 
 /// Clients of WebSocket follow no redirect, so `/NAME` itself is a tunnel's address too.
@@ -78,7 +86,10 @@ async fn a_websocket_needs_no_slash_after_the_name() {
     let world = World::new(&[("ws", echo().await)]);
     let mut socket = connect(&world, "/ws").await;
     socket.send(Message::text("hello")).await.expect("send");
-    assert_eq!(socket.next().await.expect("a message").expect("well"), Message::text("hello"));
+    assert_eq!(
+        socket.next().await.expect("a message").expect("well"),
+        Message::text("hello")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,7 +112,10 @@ async fn a_silent_tunnel_stays_and_keeps_its_claim_until_it_closes() {
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!(world.app("ws").leases(), 1);
     socket.send(Message::text("still here")).await.expect("send");
-    assert_eq!(socket.next().await.expect("a message").expect("well"), Message::text("still here"));
+    assert_eq!(
+        socket.next().await.expect("a message").expect("well"),
+        Message::text("still here")
+    );
     socket.close(None).await.expect("close");
     drop(socket);
     until("the claim is given back", || world.app("ws").leases() == 0).await;
@@ -127,7 +141,10 @@ async fn a_tunnel_ends_when_the_app_ends_it() {
     .await;
     let world = World::new(&[("ws", app)]);
     let answer = world.raw(UPGRADE.as_bytes()).await;
-    assert!(answer.starts_with("HTTP/1.1 101") && answer.ends_with("bye"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 101") && answer.ends_with("bye"),
+        "{answer}"
+    );
     until("the claim is given back", || world.app("ws").leases() == 0).await;
 }
 
