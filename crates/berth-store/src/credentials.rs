@@ -94,10 +94,7 @@ fn parse(text: &str) -> Option<Credentials> {
 fn create(path: &Path) -> Result<Credentials, CredentialsError> {
     let fresh = Credentials {
         access_key: random(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", 20),
-        secret_key: random(
-            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789",
-            40,
-        ),
+        secret_key: random(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", 40),
     };
     match write_new(path, &fresh) {
         Ok(()) => Ok(fresh),
@@ -161,10 +158,7 @@ mod tests {
         let path = dir.path().join("state/s3-credentials");
         let first = load_or_create_credentials(&path).unwrap();
         assert_eq!((first.access_key.len(), first.secret_key.len()), (20, 40));
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(load_or_create_credentials(&path).unwrap(), first);
         assert_eq!(
             fs::read_dir(path.parent().unwrap()).unwrap().count(),
@@ -181,10 +175,7 @@ mod tests {
         fs::write(&path, "access_key = A\nsecret_key =\n").unwrap();
         let err = load_or_create_credentials(&path).unwrap_err();
         assert!(matches!(err, CredentialsError::Malformed { .. }), "{err}");
-        assert_eq!(
-            fs::read_to_string(&path).unwrap(),
-            "access_key = A\nsecret_key =\n"
-        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), "access_key = A\nsecret_key =\n");
     }
 
     #[test]

@@ -59,9 +59,7 @@ pub enum StoreError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// The server does not know the access key, or the secret key does not belong to it.
-    #[error(
-        "cannot {act} {target}: {endpoint} does not accept the key ({code}); check access_key and secret_key"
-    )]
+    #[error("cannot {act} {target}: {endpoint} does not accept the key ({code}); check access_key and secret_key")]
     WrongKey {
         /// What was tried.
         act: Act,
@@ -73,9 +71,7 @@ pub enum StoreError {
         code: String,
     },
     /// The key is right but may not do this.
-    #[error(
-        "cannot {act} {target}: the key may not do that; give it list, read, write and delete on the bucket"
-    )]
+    #[error("cannot {act} {target}: the key may not do that; give it list, read, write and delete on the bucket")]
     Forbidden {
         /// What was tried.
         act: Act,
@@ -83,9 +79,7 @@ pub enum StoreError {
         target: String,
     },
     /// The bucket does not exist and could not be made.
-    #[error(
-        "bucket {bucket} does not exist at {endpoint}: {reason}; make it, or name another in the configuration"
-    )]
+    #[error("bucket {bucket} does not exist at {endpoint}: {reason}; make it, or name another in the configuration")]
     NoSuchBucket {
         /// The bucket.
         bucket: String,
@@ -103,9 +97,7 @@ pub enum StoreError {
         key: String,
     },
     /// A precondition did not hold: somebody else changed the object meanwhile.
-    #[error(
-        "cannot {act} s3://{bucket}/{key}: the object there is not the expected one; read it again before writing"
-    )]
+    #[error("cannot {act} s3://{bucket}/{key}: the object there is not the expected one; read it again before writing")]
     Conflict {
         /// What was tried.
         act: Act,
@@ -115,9 +107,7 @@ pub enum StoreError {
         key: String,
     },
     /// The server answers but cannot do it now (5xx, slow-down, time-out, connection cut): worth trying again later.
-    #[error(
-        "cannot {act} {target}: {endpoint} cannot do it now ({reason}); it is worth trying again"
-    )]
+    #[error("cannot {act} {target}: {endpoint} cannot do it now ({reason}); it is worth trying again")]
     Unavailable {
         /// What was tried.
         act: Act,
