@@ -39,21 +39,21 @@ pub(crate) fn build(images: &Path, recipe: &Recipe, progress: &mut dyn FnMut(&st
         .map_err(at("create a staging folder in", images))?;
     let (scratch, root) = (staging.path(), staging.path().join("root"));
 
-    progress(&format!("{name}: Debian {} packages", content.suite));
+    progress(&format!("Debian {} packages", content.suite));
     let packages = debian::lay(name, content, scratch, &root)?;
     for wheel in &content.wheels {
-        progress(&format!("{name}: {} {}", wheel.name, wheel.version));
+        progress(&format!("{} {}", wheel.name, wheel.version));
         fetch::wheel(name, wheel, scratch, &root)?;
     }
     for package in &content.npm {
-        progress(&format!("{name}: {} {}", package.name, package.version));
+        progress(&format!("{} {}", package.name, package.version));
         fetch::npm(name, package, scratch, &root)?;
     }
     tidy::lay_trees(recipe, &root)?;
     tidy::lay_links(recipe, &root)?;
     tidy::lay_authorities(&root)?;
     for step in &content.run {
-        progress(&format!("{name}: {}", step.what));
+        progress(&step.what);
         let mut command = inside(&root, &step.argv);
         command.env("SOURCE_DATE_EPOCH", content.epoch.to_string()).envs(&step.env);
         run(name, &step.what, &mut command)?;
@@ -61,7 +61,7 @@ pub(crate) fn build(images: &Path, recipe: &Recipe, progress: &mut dyn FnMut(&st
     tidy::tidy(recipe, &root)?;
     let versions = versions(recipe, &root)?;
 
-    progress(&format!("{name}: sealing"));
+    progress("sealing");
     let file = scratch.join("image.erofs");
     seal(recipe, &root, &file)?;
     let info = ImageInfo {

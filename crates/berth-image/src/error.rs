@@ -149,6 +149,13 @@ pub enum ImageError {
     },
 }
 
+impl ImageError {
+    /// Whether what was asked for is not there, as opposed to there and broken.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotBuilt { .. } | Self::NoRecipe { .. })
+    }
+}
+
 /// Turns a system's error into [`ImageError::Io`]: `fs::read(p).map_err(at("read", p))`.
 pub(crate) fn at(act: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> ImageError {
     let path = path.into();

@@ -166,14 +166,19 @@ impl Recipe {
         said.into_iter().chain(["images".into(), "/usr/share/berth/images".into()]).collect()
     }
 
-    /// The names of all recipes in `recipes_dir` that make an image (`base` only serves others).
+    /// The names of all recipes that make an image (`base` only serves others): those in `recipes_dir`, or in the
+    /// first of [`Recipe::folders`] that is there.
     ///
     /// # Errors
-    /// [`ImageError::Io`] if the folder cannot be read.
-    pub fn names(recipes_dir: &Path) -> Result<Vec<String>> {
+    /// [`ImageError::NoRecipe`] if there is no such folder; [`ImageError::Io`] if it cannot be read.
+    pub fn names(recipes_dir: Option<&Path>) -> Result<Vec<String>> {
+        let looked_in = recipes_dir.map_or_else(Self::folders, |dir| vec![dir.to_owned()]);
+        let Some(dir) = looked_in.iter().find(|dir| dir.is_dir()) else {
+            return Err(ImageError::NoRecipe { name: "base".to_owned(), looked_in });
+        };
         let mut names = Vec::new();
-        for entry in fs::read_dir(recipes_dir).map_err(at("read", recipes_dir))? {
-            let path = entry.map_err(at("read", recipes_dir))?.path();
+        for entry in fs::read_dir(dir).map_err(at("read", dir))? {
+            let path = entry.map_err(at("read", dir))?.path();
             if path.extension().is_some_and(|ext| ext == "toml")
                 && let Some(stem) = path.file_stem().and_then(|stem| stem.to_str())
                 && stem != "base"
@@ -321,8 +326,8 @@ mod tests {
     #[test]
     fn every_recipe_of_the_repository_is_sound_and_pinned() {
         let dir = repository().join("images");
-        assert_eq!(Recipe::names(&dir).unwrap(), ["go", "nginx", "node", "python"]);
-        for name in Recipe::names(&dir).unwrap() {
+        assert_eq!(Recipe::names(Some(&dir)).unwrap(), ["go", "nginx", "node", "python"]);
+        for name in Recipe::names(Some(&dir)).unwrap() {
             let recipe = Recipe::load(&dir, &name).unwrap();
             assert!(!recipe.about().is_empty(), "{name} says what it is for");
             assert!(!recipe.content.versions.is_empty(), "{name} can say its versions");

@@ -115,25 +115,25 @@ impl ImageStore {
     /// [`ImageError::MissingTool`], [`ImageError::Step`] and the others: each says what to do. An image that was there
     /// before stays.
     pub fn build(&self, recipe: &Recipe, progress: &mut dyn FnMut(&str)) -> Result<ImageInfo> {
-        if let Some(info) = self.up_to_date(recipe) {
-            progress(&format!("{}: up to date", recipe.name()));
+        self.build_with(recipe, false, progress)
+    }
+
+    /// As [`ImageStore::build`]; with `force` also if an up-to-date image is there.
+    ///
+    /// # Errors
+    /// As [`ImageStore::build`].
+    pub fn build_with(&self, recipe: &Recipe, force: bool, progress: &mut dyn FnMut(&str)) -> Result<ImageInfo> {
+        let up_to_date = || self.up_to_date(recipe).filter(|_| !force);
+        if let Some(info) = up_to_date() {
+            progress("up to date");
             return Ok(info);
         }
         let _lock = self.lock(recipe.name())?;
         // While we waited for the lock another process may have built it.
-        match self.up_to_date(recipe) {
+        match up_to_date() {
             Some(info) => Ok(info),
             None => build::build(&self.images, recipe, progress),
         }
-    }
-
-    /// Builds the image even if an up-to-date one is there.
-    ///
-    /// # Errors
-    /// As [`ImageStore::build`].
-    pub fn rebuild(&self, recipe: &Recipe, progress: &mut dyn FnMut(&str)) -> Result<ImageInfo> {
-        let _lock = self.lock(recipe.name())?;
-        build::build(&self.images, recipe, progress)
     }
 
     /// The image that this very recipe made, if it is there with the recorded size.
