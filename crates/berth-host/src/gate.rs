@@ -23,8 +23,6 @@ const CLOSED: u64 = 1 << 63;
 /// Counts the leases of one sandbox and can be closed for new ones.
 pub(crate) struct Gate {
     state: AtomicU64,
-    /// Leases given since the gate was made.
-    entered: AtomicU64,
     /// Milliseconds after `born` at which a lease last began or ended.
     last_used: AtomicU64,
     born: Instant,
@@ -35,7 +33,6 @@ impl Gate {
     pub(crate) fn new() -> Self {
         Self {
             state: AtomicU64::new(0),
-            entered: AtomicU64::new(0),
             last_used: AtomicU64::new(0),
             born: Instant::now(),
             emptied: Notify::new(),
@@ -48,7 +45,6 @@ impl Gate {
             self.leave();
             return false;
         }
-        self.entered.fetch_add(1, Ordering::Relaxed);
         self.touch();
         true
     }
@@ -90,10 +86,6 @@ impl Gate {
         self.state.load(Ordering::Acquire) & !CLOSED
     }
 
-    pub(crate) fn entered(&self) -> u64 {
-        self.entered.load(Ordering::Relaxed)
-    }
-
     /// How long no lease has begun or ended; zero while one is open.
     pub(crate) fn unused_for(&self) -> Duration {
         if self.in_flight() > 0 {
@@ -109,7 +101,7 @@ pub struct Upstream {
     pub app: AppName,
     /// Unique for each sandbox of this host's life: connections may be pooled by it, and never across it.
     pub generation: u64,
-    /// The revision that answers here.
+    /// The revision it was started with (an app served in place moves on to newer ones).
     pub revision: RevisionId,
     /// Where the app listens, inside its network namespace: connect a [`Upstream::socket`] to it.
     pub addr: SocketAddr,
@@ -184,7 +176,7 @@ mod tests {
         assert!(!gate.enter());
         assert_eq!(gate.in_flight(), 1);
         gate.leave();
-        assert_eq!((gate.in_flight(), gate.entered()), (0, 1));
+        assert_eq!(gate.in_flight(), 0);
     }
 
     #[tokio::test]

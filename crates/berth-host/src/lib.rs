@@ -18,11 +18,14 @@
 //!
 //! Not here: how a sandbox is made (`berth-sandbox`), how a request is proxied (`berth-edge`).
 
+mod app;
 mod config;
 mod driver;
 mod failure;
 mod gate;
+mod history;
 mod host;
+mod life;
 pub mod machine;
 pub mod monitor;
 mod probe;

@@ -1,1 +1,662 @@
-//! machine.
+//! The state machine of one app: a pure function from a state and an event to a state and actions.
+//!
+//! ```text
+//!              request              start command runs        listens
+//!    cold ─────────────▶ installing ────────────────▶ starting ──────▶ ready ──┐ save: a successor rises beside it;
+//!     ▲  ▲                   │ fails                     │ fails       │  ▲   │ when that listens it takes over and
+//!     │  │                   ▼                           ▼             │  └───┘ the old sandbox is drained
+//!     │  └─ save ─────── failed(reason) ◀──────────────────────────────┤ crash
+//!     │                      │ request, once the back-off is over      │
+//!     │                      └──────────▶ installing                   │ idle, stop
+//!     └───────────────────────────── stopping ◀────────────────────────┘
+//! ```
+//!
+//! `cold`, `rising` (installing or starting), `ready` and `failed` are the [`Front`]: at most one sandbox takes requests and
+//! at most one is on its way up, because there is no place for a second one in the type. Sandboxes on their way out stand
+//! beside it (`leaving`), drained or being stopped, and never hold up what comes next.
+//!
+//! Rules the model test holds it to: every sandbox that is started is stopped exactly once; every waiter is answered
+//! exactly once; a sandbox that was closed is never opened again; a successor that fails leaves the old one serving.
+//!
+//! Time is a [`Moment`] that comes with each event. Timers are no actions: [`State::deadline`] says when the machine
+//! wants its next [`Event::Tick`].
+//!
+//! Not here: anything that happens (`driver.rs`).
+
+mod rising;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use berth_workspace::RevisionId;
+
+use crate::failure::{FailKind, FailReason};
+use crate::snapshot::{AppState, EventKind};
+pub use rising::{Climb, Rising};
+
+/// Time since the driver began.
+pub type Moment = Duration;
+
+/// One sandbox of this app, numbered from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunId(pub u64);
+
+/// One request that is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WaiterId(pub u64);
+
+/// Time limits of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// From the launch of the start command to an open port.
+    pub start: Duration,
+    /// All of the installation.
+    pub install: Duration,
+    /// Making the sandbox itself.
+    pub create: Duration,
+    /// Requests of a replaced sandbox may go on for this long.
+    pub drain: Duration,
+    /// How long an idle app is kept while the newest save does not start.
+    pub keep_last_good: Duration,
+}
+
+/// What the workspace asks for now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The newest revision.
+    pub revision: RevisionId,
+    /// Changes whenever the plan changes.
+    pub shape: u64,
+    /// The sandbox shows the workspace itself: a new revision with the same shape needs no new sandbox.
+    pub in_place: bool,
+    /// Stop after this long without a request.
+    pub idle_stop: Duration,
+}
+
+impl Wanted {
+    /// Whether a sandbox made for `self` also serves `other`.
+    fn serves(&self, other: &Self) -> bool {
+        self.shape == other.shape && (self.in_place || self.revision == other.revision)
+    }
+}
+
+/// The sandbox that takes requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// Which.
+    pub run: RunId,
+    /// What it serves.
+    pub wanted: Wanted,
+    /// Ready since.
+    pub since: Moment,
+    /// When a request last began or ended, as far as the machine was told.
+    pub last_used: Moment,
+}
+
+/// A failure and when it may be tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setback {
+    /// What went wrong.
+    pub reason: FailReason,
+    /// A request starts the app again from this moment on.
+    pub until: Moment,
+}
+
+/// Why nothing is started any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// The workspace was deleted.
+    Deleted,
+    /// The host goes down.
+    Shutdown,
+}
+
+/// Where the app stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Front {
+    /// Nothing takes requests; the next one starts the app.
+    Cold,
+    /// A sandbox is on its way up and none serves.
+    Rising(Rising),
+    /// A sandbox serves, and perhaps a newer one is on its way up.
+    Ready {
+        /// The one that serves.
+        live: Live,
+        /// The one that shall replace it.
+        successor: Option<Rising>,
+    },
+    /// The last sandbox failed.
+    Failed(Setback),
+    /// The end.
+    Closed(Closing),
+}
+
+/// A sandbox on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// Takes no new requests; those that it has may end until the moment.
+    Draining(Moment),
+    /// Being stopped.
+    Stopping,
+}
+
+/// What happens to an app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A new revision with a good plan.
+    Saved(Wanted),
+    /// A new revision that cannot be planned.
+    Unplannable(FailReason),
+    /// The workspace is gone.
+    Deleted,
+    /// A request found no open gate.
+    Request(WaiterId),
+    /// A request gave up waiting.
+    Withdrawn(WaiterId),
+    /// Stopped by hand.
+    StopAsked,
+    /// Restarted by hand.
+    RestartAsked,
+    /// The host goes down.
+    Shutdown,
+    /// A sandbox on its way up has come this far.
+    Climbed(RunId, Climb),
+    /// A sandbox on its way up answers at its port.
+    Listening(RunId),
+    /// A sandbox failed or ended by itself.
+    Broke(RunId, FailReason),
+    /// The serving sandbox was last used at this moment (now, if a lease is open).
+    Used(RunId, Moment),
+    /// The last request of a draining sandbox has ended.
+    Drained(RunId),
+    /// Nothing is left of a sandbox that was to be stopped.
+    Stopped(RunId),
+    /// A deadline may have passed.
+    Tick,
+}
+
+/// Why a waiter gets no lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No app here.
+    NoSuchApp,
+    /// It cannot run at the moment.
+    Failed(FailReason, Duration),
+    /// It was stopped by hand.
+    Stopped,
+    /// The host goes down.
+    ShuttingDown,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make a sandbox and start it.
+    Start(RunId, Wanted),
+    /// Let requests in to this sandbox, and to no other.
+    Open(RunId),
+    /// Give leases on this sandbox to waiters.
+    Answer(RunId, Vec<WaiterId>),
+    /// Tell waiters that they get none.
+    Refuse(Vec<WaiterId>, Refusal),
+    /// Let no more requests in; say [`Event::Drained`] when the last one has ended.
+    Drain(RunId),
+    /// Let no more requests in, stop it and remove it; say [`Event::Stopped`] when nothing is left.
+    Stop(RunId),
+    /// For the history and the app's log.
+    Note(EventKind, String),
+    /// Nothing will happen any more: the driver may end.
+    Retire,
+}
+
+/// The whole state of one app.
+#[derive(Clone, Debug)]
+pub struct State {
+    limits: Limits,
+    front: Front,
+    /// What the workspace asks for; `None` while its newest revision cannot be planned.
+    wanted: Option<Wanted>,
+    /// Why the newest save does not serve.
+    fault: Option<FailReason>,
+    leaving: BTreeMap<RunId, Leaving>,
+    waiters: BTreeSet<WaiterId>,
+    /// Failures in a row.
+    strikes: u32,
+    last_run: u64,
+}
+
+/// An app that ran well for this long begins with a clean record.
+const HEALTHY: Duration = Duration::from_secs(60);
+/// The longest back-off.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// 1 s, 2 s, 4 s … 60 s for the first, second, third … strike.
+fn backoff(strikes: u32) -> Duration {
+    match strikes {
+        0 => Duration::ZERO,
+        n => Duration::from_secs(1 << (n - 1).min(6)).min(MAX_BACKOFF),
+    }
+}
+
+impl State {
+    /// An app about which nothing is known yet.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            front: Front::Cold,
+            wanted: None,
+            fault: None,
+            leaving: BTreeMap::new(),
+            waiters: BTreeSet::new(),
+            strikes: 0,
+            last_run: 0,
+        }
+    }
+
+    /// The transition: moves to the next state and says what is to be done. Never fails: an event that does not fit (a late
+    /// word of a sandbox that was given up) changes nothing.
+    #[must_use]
+    pub fn apply(&mut self, now: Moment, event: Event) -> Vec<Action> {
+        let mut out = Vec::new();
+        match event {
+            Event::Saved(wanted) => self.saved(now, wanted, &mut out),
+            Event::Unplannable(reason) => self.unplannable(reason, &mut out),
+            Event::Deleted => self.close(Closing::Deleted, &mut out),
+            Event::Shutdown => self.close(Closing::Shutdown, &mut out),
+            Event::Request(waiter) => self.request(now, waiter, &mut out),
+            Event::Withdrawn(waiter) => {
+                self.waiters.remove(&waiter);
+            }
+            Event::StopAsked => self.stop_asked(now, &mut out),
+            Event::RestartAsked => self.restart_asked(now, &mut out),
+            Event::Climbed(run, climb) => self.climbed(now, run, climb),
+            Event::Listening(run) => self.listening(now, run, &mut out),
+            Event::Broke(run, reason) => self.broke(now, run, reason, &mut out),
+            Event::Used(run, at) => self.used(run, at),
+            Event::Drained(run) => self.drained(run, &mut out),
+            Event::Stopped(run) => self.stopped(run, &mut out),
+            Event::Tick => self.tick(now, &mut out),
+        }
+        out
+    }
+
+    /// When the next [`Event::Tick`] is due.
+    pub fn deadline(&self) -> Option<Moment> {
+        let rising = self.rising().and_then(|rising| rising.deadline);
+        let idle = match &self.front {
+            Front::Ready { live, successor: None } => live.last_used.checked_add(self.patience(live)),
+            _ => None,
+        };
+        let drain = self.leaving.values().filter_map(|leaving| match leaving {
+            Leaving::Draining(until) => Some(*until),
+            Leaving::Stopping => None,
+        });
+        rising.into_iter().chain(idle).chain(drain).min()
+    }
+
+    /// Where the app stands, in one word.
+    pub fn phase(&self) -> AppState {
+        match &self.front {
+            Front::Ready { .. } => AppState::Ready,
+            Front::Rising(rising) => rising.phase(),
+            Front::Failed(_) => AppState::Failed,
+            Front::Cold | Front::Closed(_) if !self.leaving.is_empty() => AppState::Stopping,
+            Front::Cold if self.fault.as_ref().is_some_and(|fault| fault.kind != FailKind::NotAnApp) => AppState::Failed,
+            Front::Cold | Front::Closed(_) => AppState::Cold,
+        }
+    }
+
+    /// Where the app stands, in full.
+    pub fn front(&self) -> &Front {
+        &self.front
+    }
+
+    /// What is wrong: why it is down, or why its newest save does not serve.
+    pub fn error(&self) -> Option<&FailReason> {
+        match &self.front {
+            Front::Failed(setback) => Some(&setback.reason),
+            _ => self.fault.as_ref(),
+        }
+    }
+
+    /// What the workspace asks for.
+    pub fn wanted(&self) -> Option<&Wanted> {
+        self.wanted.as_ref()
+    }
+
+    /// Requests that are held.
+    pub fn waiting(&self) -> usize {
+        self.waiters.len()
+    }
+
+    /// Whether a sandbox is on its way out.
+    pub fn is_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// The sandbox on its way up.
+    pub fn rising(&self) -> Option<&Rising> {
+        match &self.front {
+            Front::Rising(rising) => Some(rising),
+            Front::Ready { successor, .. } => successor.as_ref(),
+            _ => None,
+        }
+    }
+
+    fn saved(&mut self, now: Moment, wanted: Wanted, out: &mut Vec<Action>) {
+        if matches!(self.front, Front::Closed(_)) {
+            return;
+        }
+        if self.wanted.as_ref().is_some_and(|known| known.revision == wanted.revision && known.shape == wanted.shape) {
+            self.wanted = Some(wanted);
+            return;
+        }
+        out.push(note(EventKind::Saved, format!("revision {}", wanted.revision.short())));
+        self.wanted = Some(wanted.clone());
+        self.fault = None;
+        self.strikes = 0;
+        self.front = match std::mem::replace(&mut self.front, Front::Cold) {
+            Front::Cold | Front::Failed(_) => Front::Cold,
+            Front::Rising(mut rising) if rising.wanted.serves(&wanted) => {
+                rising.wanted = wanted;
+                Front::Rising(rising)
+            }
+            Front::Rising(rising) => {
+                self.stop(rising.run, out);
+                Front::Rising(self.start(now, wanted, out))
+            }
+            Front::Ready { mut live, successor } if live.wanted.serves(&wanted) => {
+                live.wanted = wanted;
+                self.abandon(successor, out);
+                Front::Ready { live, successor: None }
+            }
+            Front::Ready { live, successor: Some(mut rising) } if rising.wanted.serves(&wanted) => {
+                rising.wanted = wanted;
+                Front::Ready { live, successor: Some(rising) }
+            }
+            Front::Ready { live, successor } => {
+                self.abandon(successor, out);
+                let successor = Some(self.start(now, wanted, out));
+                Front::Ready { live, successor }
+            }
+            closed @ Front::Closed(_) => closed,
+        };
+    }
+
+    fn unplannable(&mut self, reason: FailReason, out: &mut Vec<Action>) {
+        if matches!(self.front, Front::Closed(_)) || self.wanted.is_none() && self.fault.as_ref() == Some(&reason) {
+            return;
+        }
+        if reason.kind != FailKind::NotAnApp {
+            out.push(note(EventKind::Failed, reason.to_string()));
+        }
+        self.wanted = None;
+        self.front = match std::mem::replace(&mut self.front, Front::Cold) {
+            Front::Ready { live, successor } => {
+                self.abandon(successor, out);
+                Front::Ready { live, successor: None }
+            }
+            Front::Rising(rising) => {
+                self.stop(rising.run, out);
+                Front::Cold
+            }
+            Front::Cold | Front::Failed(_) => Front::Cold,
+            closed @ Front::Closed(_) => closed,
+        };
+        self.fault = Some(reason);
+        if matches!(self.front, Front::Cold) {
+            let refusal = self.nothing_to_start();
+            self.refuse(refusal, out);
+        }
+    }
+
+    fn request(&mut self, now: Moment, waiter: WaiterId, out: &mut Vec<Action>) {
+        match &self.front {
+            Front::Ready { live, .. } => out.push(Action::Answer(live.run, vec![waiter])),
+            Front::Rising(_) => {
+                self.waiters.insert(waiter);
+            }
+            Front::Closed(Closing::Deleted) => out.push(Action::Refuse(vec![waiter], Refusal::NoSuchApp)),
+            Front::Closed(Closing::Shutdown) => out.push(Action::Refuse(vec![waiter], Refusal::ShuttingDown)),
+            Front::Failed(setback) if now < setback.until => {
+                let refusal = Refusal::Failed(setback.reason.clone(), setback.until - now);
+                out.push(Action::Refuse(vec![waiter], refusal));
+            }
+            Front::Cold | Front::Failed(_) => match self.wanted.clone() {
+                None => out.push(Action::Refuse(vec![waiter], self.nothing_to_start())),
+                Some(wanted) => {
+                    self.waiters.insert(waiter);
+                    self.front = Front::Rising(self.start(now, wanted, out));
+                }
+            },
+        }
+    }
+
+    fn nothing_to_start(&self) -> Refusal {
+        match &self.fault {
+            Some(fault) if fault.kind != FailKind::NotAnApp => Refusal::Failed(fault.clone(), Duration::ZERO),
+            _ => Refusal::NoSuchApp,
+        }
+    }
+
+    fn stop_asked(&mut self, now: Moment, out: &mut Vec<Action>) {
+        self.front = match std::mem::replace(&mut self.front, Front::Cold) {
+            Front::Rising(rising) => {
+                self.stop(rising.run, out);
+                Front::Cold
+            }
+            Front::Ready { live, successor } => {
+                self.abandon(successor, out);
+                self.drain(now, live.run, out);
+                Front::Cold
+            }
+            Front::Cold | Front::Failed(_) => Front::Cold,
+            closed @ Front::Closed(_) => closed,
+        };
+        self.strikes = 0;
+        self.refuse(Refusal::Stopped, out);
+    }
+
+    fn restart_asked(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let Some(wanted) = self.wanted.clone() else { return };
+        self.strikes = 0;
+        self.front = match std::mem::replace(&mut self.front, Front::Cold) {
+            Front::Cold | Front::Failed(_) => Front::Rising(self.start(now, wanted, out)),
+            Front::Rising(rising) => {
+                self.stop(rising.run, out);
+                Front::Rising(self.start(now, wanted, out))
+            }
+            Front::Ready { live, successor } => {
+                self.abandon(successor, out);
+                let successor = Some(self.start(now, wanted, out));
+                Front::Ready { live, successor }
+            }
+            closed @ Front::Closed(_) => closed,
+        };
+    }
+
+    fn close(&mut self, why: Closing, out: &mut Vec<Action>) {
+        match std::mem::replace(&mut self.front, Front::Closed(why)) {
+            // The end is told once only.
+            Front::Closed(first) => {
+                self.front = Front::Closed(first);
+                return;
+            }
+            Front::Rising(rising) => self.stop(rising.run, out),
+            Front::Ready { live, successor } => {
+                self.abandon(successor, out);
+                self.stop(live.run, out);
+            }
+            Front::Cold | Front::Failed(_) => {}
+        }
+        let draining: Vec<_> = self.leaving.iter().filter(|(_, leaving)| **leaving != Leaving::Stopping).map(|(run, _)| *run).collect();
+        for run in draining {
+            self.stop(run, out);
+        }
+        let refusal = match why {
+            Closing::Deleted => Refusal::NoSuchApp,
+            Closing::Shutdown => Refusal::ShuttingDown,
+        };
+        self.refuse(refusal, out);
+        if self.leaving.is_empty() {
+            out.push(Action::Retire);
+        }
+    }
+
+    fn listening(&mut self, now: Moment, run: RunId, out: &mut Vec<Action>) {
+        if self.rising().is_none_or(|rising| rising.run != run) {
+            return;
+        }
+        let (risen, old) = match std::mem::replace(&mut self.front, Front::Cold) {
+            Front::Rising(rising) => (rising, None),
+            Front::Ready { live, successor: Some(rising) } => (rising, Some(live)),
+            other => {
+                self.front = other;
+                return;
+            }
+        };
+        let short = risen.wanted.revision.short().to_owned();
+        self.fault = None;
+        self.front = Front::Ready {
+            live: Live { run, wanted: risen.wanted, since: now, last_used: now },
+            successor: None,
+        };
+        out.push(Action::Open(run));
+        let waiters: Vec<_> = std::mem::take(&mut self.waiters).into_iter().collect();
+        if !waiters.is_empty() {
+            out.push(Action::Answer(run, waiters));
+        }
+        match old {
+            None => out.push(note(EventKind::Ready, format!("revision {short} is ready"))),
+            Some(old) => {
+                let before = old.wanted.revision.short();
+                out.push(note(EventKind::Swapped, format!("revision {short} took over from {before}")));
+                self.drain(now, old.run, out);
+            }
+        }
+    }
+
+    fn broke(&mut self, now: Moment, run: RunId, reason: FailReason, out: &mut Vec<Action>) {
+        if self.leaving.get(&run).is_some_and(|leaving| *leaving != Leaving::Stopping) {
+            self.stop(run, out);
+            return;
+        }
+        self.front = match std::mem::replace(&mut self.front, Front::Cold) {
+            Front::Rising(rising) if rising.run == run => {
+                self.stop(run, out);
+                self.strikes += 1;
+                let until = now + backoff(self.strikes);
+                out.push(note(EventKind::Failed, reason.to_string()));
+                self.refuse(Refusal::Failed(reason.clone(), until - now), out);
+                Front::Failed(Setback { reason, until })
+            }
+            Front::Ready { live, successor: Some(rising) } if rising.run == run => {
+                self.stop(run, out);
+                let (new, old) = (rising.wanted.revision.short(), live.wanted.revision.short());
+                let text = format!("revision {new} did not start, {old} goes on serving: {reason}");
+                out.push(note(EventKind::Failed, text));
+                self.fault = Some(reason);
+                Front::Ready { live, successor: None }
+            }
+            Front::Ready { live, successor } if live.run == run => {
+                self.stop(run, out);
+                // The first crash costs the next request a start and nothing more; a crash loop is slowed down.
+                self.strikes = if now.saturating_sub(live.since) >= HEALTHY { 1 } else { self.strikes + 1 };
+                out.push(note(EventKind::Failed, reason.to_string()));
+                let until = now + backoff(self.strikes - 1);
+                successor.map_or(Front::Failed(Setback { reason, until }), Front::Rising)
+            }
+            other => other,
+        };
+    }
+
+    fn used(&mut self, run: RunId, at: Moment) {
+        if let Front::Ready { live, .. } = &mut self.front
+            && live.run == run
+        {
+            live.last_used = live.last_used.max(at);
+        }
+    }
+
+    fn drained(&mut self, run: RunId, out: &mut Vec<Action>) {
+        if matches!(self.leaving.get(&run), Some(Leaving::Draining(_))) {
+            self.stop(run, out);
+        }
+    }
+
+    fn stopped(&mut self, run: RunId, out: &mut Vec<Action>) {
+        if self.leaving.get(&run) == Some(&Leaving::Stopping) {
+            self.leaving.remove(&run);
+            if matches!(self.front, Front::Closed(_)) && self.leaving.is_empty() {
+                out.push(Action::Retire);
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let late = self.rising().filter(|rising| rising.deadline.is_some_and(|deadline| deadline <= now));
+        if let Some((run, reason)) = late.map(|rising| (rising.run, rising.too_late(&self.limits))) {
+            self.broke(now, run, reason, out);
+        }
+        if let Front::Ready { live, successor: None } = &self.front
+            && live.last_used.checked_add(self.patience(live)).is_some_and(|end| end <= now)
+        {
+            let run = live.run;
+            out.push(note(EventKind::Stopped, "nobody called; stopped until the next request".to_owned()));
+            self.front = Front::Cold;
+            self.drain(now, run, out);
+        }
+        let over: Vec<_> = self
+            .leaving
+            .iter()
+            .filter(|(_, leaving)| matches!(leaving, Leaving::Draining(until) if *until <= now))
+            .map(|(run, _)| *run)
+            .collect();
+        for run in over {
+            self.stop(run, out);
+        }
+    }
+
+    /// How long the serving sandbox may be idle. While the newest save does not start, it is the only copy of the revision
+    /// that works, and is kept for longer.
+    fn patience(&self, live: &Live) -> Duration {
+        let starts = self.fault.is_none();
+        if starts { live.wanted.idle_stop } else { live.wanted.idle_stop.max(self.limits.keep_last_good) }
+    }
+
+    fn start(&mut self, now: Moment, wanted: Wanted, out: &mut Vec<Action>) -> Rising {
+        self.last_run += 1;
+        let run = RunId(self.last_run);
+        out.push(Action::Start(run, wanted.clone()));
+        Rising::new(run, wanted, now)
+    }
+
+    fn abandon(&mut self, successor: Option<Rising>, out: &mut Vec<Action>) {
+        if let Some(rising) = successor {
+            self.stop(rising.run, out);
+        }
+    }
+
+    fn drain(&mut self, now: Moment, run: RunId, out: &mut Vec<Action>) {
+        out.push(Action::Drain(run));
+        self.leaving.insert(run, Leaving::Draining(now + self.limits.drain));
+    }
+
+    fn stop(&mut self, run: RunId, out: &mut Vec<Action>) {
+        out.push(Action::Stop(run));
+        self.leaving.insert(run, Leaving::Stopping);
+    }
+
+    fn refuse(&mut self, refusal: Refusal, out: &mut Vec<Action>) {
+        let waiters: Vec<_> = std::mem::take(&mut self.waiters).into_iter().collect();
+        if !waiters.is_empty() {
+            out.push(Action::Refuse(waiters, refusal));
+        }
+    }
+}
+
+fn note(kind: EventKind, text: String) -> Action {
+    Action::Note(kind, text)
+}

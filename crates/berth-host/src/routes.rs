@@ -52,6 +52,11 @@ impl Claims {
         self.hand_over();
     }
 
+    /// Whether `app` is routable.
+    pub(crate) fn knows(&self, app: &AppName) -> bool {
+        self.wanted.contains_key(app)
+    }
+
     /// The hosts that `app` asked for and did not get.
     pub(crate) fn conflicts(&self, app: &AppName) -> Vec<Conflict> {
         let wanted = self.wanted.get(app).into_iter().flatten();

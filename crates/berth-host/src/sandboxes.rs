@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use crate::failure::{FailKind, FailReason};
 
 /// An order for a sandbox: the spec with everything but the places that are only known when it is made.
+#[derive(Clone)]
 pub(crate) struct Order {
     /// `image_root`, `slot` and `uid_base` are filled in by [`Sandboxes::create`].
     pub(crate) spec: SandboxSpec,
