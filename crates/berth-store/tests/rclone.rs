@@ -18,6 +18,9 @@ fn rclone(endpoint: &str, args: &[&str]) -> String {
         .env("RCLONE_CONFIG_B_ACCESS_KEY_ID", ACCESS)
         .env("RCLONE_CONFIG_B_SECRET_ACCESS_KEY", SECRET)
         .env("RCLONE_CONFIG_B_FORCE_PATH_STYLE", "true")
+        // Not the host's own settings.
+        .env_remove("AWS_CA_BUNDLE")
+        .env_remove("AWS_PROFILE")
         .output()
         .expect("rclone is needed for this test: apt-get install rclone");
     let (out, err) = (
