@@ -104,6 +104,7 @@ impl Mount {
         let files = self.core.uploader.drain(&self.core).await;
         let indexes = self.core.index.commit_all(&self.core).await;
         self.core.ended.store(true, Ordering::Relaxed);
+        self.core.kernel.send(Notice::Stop);
         let mountpoint = live.mountpoint.clone();
         let ended = tokio::task::spawn_blocking(move || live.end());
         if let Err(panic) = ended.await {
