@@ -131,7 +131,10 @@ fn enter_and_run(target: &Target<'_>, request: &ExecRequest, ready: &Prepared, c
                     (None, Some(pipes)) => pipes.theirs.iter().collect(),
                     (None, None) => Vec::new(),
                 };
-                run(ready, cwd, &stdio, terminal.as_ref(), target.filter, socket)
+                let reason = run(ready, cwd, &stdio, terminal.as_ref(), target.filter, socket);
+                let _ = protocol::send(socket, &ExecReport::Failed { reason }, &[]);
+                // Here and not by returning: descriptors that are closed already have owners in the frames above.
+                process::exit_now(1)
             }
         },
     }

@@ -40,6 +40,8 @@ use crate::spec::{ExitInfo, Phase, SandboxEvent, SandboxSpec};
 
 /// Lines told with a failed install.
 const TAIL: usize = 20;
+/// Bytes that a pipe holds.
+const PIPE: usize = 64 << 10;
 /// How long an ended sandbox waits for a daemon that wants to know how.
 const COLLECT: Duration = Duration::from_secs(10);
 /// How long its processes may take to vanish after SIGKILL.
@@ -294,7 +296,9 @@ impl Keeper {
         for source in ready {
             match source {
                 Source::Init => ended = true,
-                Source::Logs => self.drain_logs(),
+                Source::Logs => {
+                    self.drain_logs();
+                }
                 Source::Report => self.hear_init(),
                 Source::Listener => self.welcome_next(),
                 Source::Connection(index) => self.connections[index].gone |= !self.serve(index),
@@ -332,14 +336,15 @@ impl Keeper {
         fds.iter().zip(&all).filter(|(fd, _)| ready(fd)).map(|(_, (_, source))| *source).collect()
     }
 
-    /// Takes in what the app wrote, as far as it is there.
-    fn drain_logs(&mut self) {
+    /// Takes in what the app wrote, as far as it is there. False when it was nothing.
+    fn drain_logs(&mut self) -> bool {
         let mut lines = Vec::new();
-        let out = take(&mut self.parts.stdout, &mut self.out);
+        let (out, some_out) = take(&self.parts.stdout, &mut self.out);
         lines.extend(out.into_iter().map(|text| LogLine::now(LogStream::Stdout, self.logging, text)));
-        let err = take(&mut self.parts.stderr, &mut self.err);
+        let (err, some_err) = take(&self.parts.stderr, &mut self.err);
         lines.extend(err.into_iter().map(|text| LogLine::now(LogStream::Stderr, self.logging, text)));
         self.log(&lines);
+        some_out || some_err
     }
 
     fn log(&mut self, lines: &[LogLine]) {
@@ -506,7 +511,7 @@ impl Keeper {
     }
 
     fn finish_lines(&mut self) {
-        self.drain_logs();
+        while self.drain_logs() {}
         let rest = [(LogStream::Stdout, self.out.finish()), (LogStream::Stderr, self.err.finish())];
         let lines: Vec<LogLine> =
             rest.into_iter().filter_map(|(stream, text)| Some(LogLine::now(stream, self.logging, text?))).collect();
@@ -562,16 +567,17 @@ fn exit_of(status: WaitStatus) -> ExitInfo {
     }
 }
 
-/// Reads a pipe as far as there is something, at most 256 KiB: a flood from one app must not keep its keeper from its commands.
-fn take(pipe: &mut OwnedFd, splitter: &mut LineSplitter) -> Vec<String> {
+/// Reads a pipe as far as there is something, at most as much as a pipe holds: a flood from one app must not keep its keeper from its
+/// commands. Also tells whether there was anything.
+fn take(pipe: &OwnedFd, splitter: &mut LineSplitter) -> (Vec<String>, bool) {
     let mut lines = Vec::new();
-    let mut chunk = [0; 16 << 10];
-    for _ in 0..16 {
-        match nix::unistd::read(&*pipe, &mut chunk) {
+    let mut chunk = [0; PIPE / 4];
+    for round in 0..4 {
+        match nix::unistd::read(pipe, &mut chunk) {
             // The end comes only with the init's, which holds a write end all its life.
-            Ok(0) | Err(_) => break,
+            Ok(0) | Err(_) => return (lines, round > 0),
             Ok(n) => lines.extend(splitter.push(&chunk[..n])),
         }
     }
-    lines
+    (lines, true)
 }

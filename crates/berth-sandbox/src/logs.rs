@@ -25,6 +25,8 @@ pub const KEEP: usize = 2;
 pub const MAX_TEXT: usize = 16 << 10;
 /// The file that is written to.
 pub const CURRENT: &str = "current.log";
+/// Bytes written at once at most, and by how much a file may pass its limit.
+const BATCH: usize = 64 << 10;
 /// How often a follower looks.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -106,18 +108,29 @@ impl LogWriter {
         self.lost
     }
 
-    /// Writes `lines`, all with one system call where they fit the current file.
+    /// Writes `lines`, many with one system call.
     pub fn write(&mut self, lines: &[LogLine]) {
         let mut batch = Vec::new();
+        let mut held = 0;
         for line in lines {
             if serde_json::to_writer(&mut batch, line).is_ok() {
                 batch.push(b'\n');
             }
+            held += 1;
+            if batch.len() >= BATCH {
+                self.flush(&mut batch, &mut held);
+            }
         }
-        if !batch.is_empty() && self.append(&batch).is_err() {
-            self.lost += lines.len() as u64;
+        self.flush(&mut batch, &mut held);
+    }
+
+    fn flush(&mut self, batch: &mut Vec<u8>, held: &mut u64) {
+        if !batch.is_empty() && self.append(batch).is_err() {
+            self.lost += *held;
             self.file = None;
         }
+        batch.clear();
+        *held = 0;
     }
 
     fn append(&mut self, batch: &[u8]) -> io::Result<()> {

@@ -20,16 +20,16 @@ pub async fn the_image_and_the_source_are_read_only(world: Arc<World>) {
         (echo x > $f) 2>/dev/null && echo wrote $f; done; \
         for f in /app/x /tmp/x /dev/shm/x /run/x $HOME/x; do (echo x > $f) || echo cannot $f; done; \
         chmod 777 /workspace 2>/dev/null && echo chmod; touch /workspace/hello.txt 2>/dev/null && echo touch; \
-        cp /bin/busybox /app/b && /app/b echo runs";
+        cp /bin/busybox /app/busybox && /app/busybox echo runs";
     let (exit, text) = world.run(script).await;
-    assert!(exit.success());
     assert_eq!(text, "runs\n");
+    assert!(exit.success());
 }
 
 pub async fn nothing_of_the_host_is_seen(world: Arc<World>) {
     let script = "ls /proc | grep -c '^[0-9]'; hostname; cat /etc/hostname; ls /sys; ls /proc/1/root 2>&1; cat /proc/1/environ 2>&1; \
         ls /proc/1/fd 2>&1; wc -c < /proc/kcore; ls -A /proc/scsi /proc/acpi 2>/dev/null; ip -o link | wc -l; cat /proc/self/cgroup; \
-        cat /proc/self/mounts; id";
+        cat /proc/self/mounts";
     let (exit, text) = world.run(script).await;
     assert!(exit.success(), "{text}");
     let lines: Vec<&str> = text.lines().collect();
@@ -37,8 +37,8 @@ pub async fn nothing_of_the_host_is_seen(world: Arc<World>) {
     assert!(processes <= 5, "{text}");
     assert_eq!(lines[1..3], ["hello", "hello"]);
     assert!(text.contains("/proc/1/root: Permission denied"), "{text}");
-    assert!(text.contains("/proc/1/environ: Permission denied"), "{text}");
-    assert!(text.contains("/proc/1/fd: Permission denied"), "{text}");
+    assert!(text.contains("/proc/1/environ': Permission denied"), "{text}");
+    assert!(text.contains("/proc/1/fd': Permission denied"), "{text}");
     assert!(!text.contains(&world.instance), "the cgroup's place on the host is its own business: {text}");
     assert!(!text.contains("/workspaces") && text.contains("tmpfs /app tmpfs rw,nosuid,nodev"), "{text}");
     assert!(lines.contains(&"1"), "loopback only: {text}");
