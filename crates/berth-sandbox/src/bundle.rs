@@ -14,13 +14,14 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::resource::{Resource, getrlimit};
 use libcontainer::oci_spec::OciSpecError;
 use libcontainer::oci_spec::runtime::{
-    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDeviceCgroupBuilder, LinuxIdMappingBuilder, LinuxMemoryBuilder,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder,
-    PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDeviceCgroupBuilder,
+    LinuxIdMappingBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder,
+    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, ProcessBuilder,
+    RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::cgroup::Cgroup;
 use crate::spec::{APP_HOME, APP_PATH, APP_UID, SandboxSpec, UID_RANGE};
@@ -56,22 +57,39 @@ pub(crate) fn write(spec: &SandboxSpec, dir: &Path) -> Result<(), BundleError> {
     };
     let app = spec.app.as_str();
     let wired = spec.slot.as_ref().filter(|slot| slot.enabled);
-    put("resolv.conf", &wired.map(|slot| format!("nameserver {}\noptions timeout:2 attempts:3\n", slot.dns)).unwrap_or_default())?;
+    put(
+        "resolv.conf",
+        &wired
+            .map(|slot| format!("nameserver {}\noptions timeout:2 attempts:3\n", slot.dns))
+            .unwrap_or_default(),
+    )?;
     let own = wired.map_or_else(|| "127.0.1.1".to_owned(), |slot| slot.address.to_string());
-    put("hosts", &format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{app}\n"))?;
+    put(
+        "hosts",
+        &format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{app}\n"),
+    )?;
     put("hostname", &format!("{app}\n"))?;
     let path = dir.join("config.json");
-    let text = serde_json::to_string(&describe(spec, dir)?).map_err(|e| BundleError::Write { path: path.clone(), source: e.into() })?;
+    let text = serde_json::to_string(&describe(spec, dir)?).map_err(|e| BundleError::Write {
+        path: path.clone(),
+        source: e.into(),
+    })?;
     fs::write(&path, text).map_err(|source| BundleError::Write { path, source })
 }
 
 /// Says clearly what would otherwise be a bare EACCES from deep inside a mount.
 fn reachable(path: &Path) -> Result<(), BundleError> {
-    let real = fs::canonicalize(path).map_err(|source| BundleError::Missing { path: path.to_owned(), source })?;
+    let real = fs::canonicalize(path).map_err(|source| BundleError::Missing {
+        path: path.to_owned(),
+        source,
+    })?;
     for folder in real.ancestors().skip(1) {
         let open = fs::metadata(folder).is_ok_and(|m| m.permissions().mode() & 0o001 != 0);
         if !open {
-            return Err(BundleError::Closed { path: path.to_owned(), folder: folder.to_owned() });
+            return Err(BundleError::Closed {
+                path: path.to_owned(),
+                folder: folder.to_owned(),
+            });
         }
     }
     Ok(())
@@ -88,7 +106,14 @@ fn describe(spec: &SandboxSpec, dir: &Path) -> Result<Spec, OciSpecError> {
         .build()?;
     let process = ProcessBuilder::default()
         .terminal(false)
-        .user(UserBuilder::default().uid(APP_UID).gid(APP_UID).umask(0o022u32).additional_gids(Vec::new()).build()?)
+        .user(
+            UserBuilder::default()
+                .uid(APP_UID)
+                .gid(APP_UID)
+                .umask(0o022u32)
+                .additional_gids(Vec::new())
+                .build()?,
+        )
         .args(vec!["berth-init".to_owned()])
         .env(vec![format!("PATH={APP_PATH}"), format!("HOME={APP_HOME}")])
         .cwd("/")
@@ -105,8 +130,17 @@ fn describe(spec: &SandboxSpec, dir: &Path) -> Result<Spec, OciSpecError> {
         LinuxNamespaceType::Ipc,
         LinuxNamespaceType::Cgroup,
     ];
-    let namespaces = kinds.into_iter().map(|kind| LinuxNamespaceBuilder::default().typ(kind).build()).collect::<Result<Vec<_>, _>>()?;
-    let ids = vec![LinuxIdMappingBuilder::default().container_id(0u32).host_id(spec.uid_base).size(UID_RANGE).build()?];
+    let namespaces = kinds
+        .into_iter()
+        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+        .collect::<Result<Vec<_>, _>>()?;
+    let ids = vec![
+        LinuxIdMappingBuilder::default()
+            .container_id(0u32)
+            .host_id(spec.uid_base)
+            .size(UID_RANGE)
+            .build()?,
+    ];
     let linux = LinuxBuilder::default()
         .namespaces(namespaces)
         .uid_mappings(ids.clone())
@@ -152,7 +186,10 @@ fn rlimits() -> Result<Vec<PosixRlimit>, OciSpecError> {
     let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard);
     let files = OPEN_FILES.min(most);
     let limit = |kind, value: u64| PosixRlimitBuilder::default().typ(kind).soft(value).hard(value).build();
-    Ok(vec![limit(PosixRlimitType::RlimitNofile, files)?, limit(PosixRlimitType::RlimitCore, 0)?])
+    Ok(vec![
+        limit(PosixRlimitType::RlimitNofile, files)?,
+        limit(PosixRlimitType::RlimitCore, 0)?,
+    ])
 }
 
 fn resources(spec: &SandboxSpec) -> Result<libcontainer::oci_spec::runtime::LinuxResources, OciSpecError> {
@@ -166,7 +203,12 @@ fn resources(spec: &SandboxSpec) -> Result<libcontainer::oci_spec::runtime::Linu
     let deny_all = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
     LinuxResourcesBuilder::default()
         .memory(memory.build()?)
-        .cpu(LinuxCpuBuilder::default().quota(quota.max(1000)).period(CPU_PERIOD).build()?)
+        .cpu(
+            LinuxCpuBuilder::default()
+                .quota(quota.max(1000))
+                .period(CPU_PERIOD)
+                .build()?,
+        )
         .pids(LinuxPidsBuilder::default().limit(i64::from(spec.limits.pids)).build()?)
         .devices(vec![deny_all])
         .build()
@@ -184,12 +226,37 @@ fn mounts(spec: &SandboxSpec, dir: &Path) -> Result<Vec<Mount>, OciSpecError> {
     let shm = format!("size={}", limits.tmp_size.min(64 << 20));
     let mut list = vec![
         mount("proc", "proc", "/proc", &["nosuid", "noexec", "nodev"])?,
-        mount("tmpfs", "tmpfs", "/dev", &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"])?,
-        mount("devpts", "devpts", "/dev/pts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"])?,
-        mount("tmpfs", "shm", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm])?,
+        mount(
+            "tmpfs",
+            "tmpfs",
+            "/dev",
+            &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"],
+        )?,
+        mount(
+            "devpts",
+            "devpts",
+            "/dev/pts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        )?,
+        mount(
+            "tmpfs",
+            "shm",
+            "/dev/shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", &shm],
+        )?,
         mount("tmpfs", "tmpfs", "/tmp", &["nosuid", "nodev", "mode=1777", &tmp])?,
-        mount("tmpfs", "tmpfs", "/app", &["nosuid", "nodev", "mode=755", "uid=1000", "gid=1000", &app])?,
-        mount("tmpfs", "tmpfs", "/run", &["nosuid", "nodev", "noexec", "mode=1777", "size=4m"])?,
+        mount(
+            "tmpfs",
+            "tmpfs",
+            "/app",
+            &["nosuid", "nodev", "mode=755", "uid=1000", "gid=1000", &app],
+        )?,
+        mount(
+            "tmpfs",
+            "tmpfs",
+            "/run",
+            &["nosuid", "nodev", "noexec", "mode=1777", "size=4m"],
+        )?,
         bind(&spec.source, Path::new("/workspace"))?,
         bind(&dir.join("resolv.conf"), Path::new("/etc/resolv.conf"))?,
         bind(&dir.join("hosts"), Path::new("/etc/hosts"))?,
@@ -210,7 +277,12 @@ fn sys_mounts(spec: &SandboxSpec) -> Result<Vec<Mount>, OciSpecError> {
     if !spec.image_root.join("sys").is_dir() {
         return Ok(Vec::new());
     }
-    let mut list = vec![mount("tmpfs", "tmpfs", "/sys", &["nosuid", "nodev", "noexec", "mode=755", "size=64k"])?];
+    let mut list = vec![mount(
+        "tmpfs",
+        "tmpfs",
+        "/sys",
+        &["nosuid", "nodev", "noexec", "mode=755", "size=64k"],
+    )?];
     let cpus = Path::new("/sys/devices/system/cpu");
     if cpus.is_dir() {
         list.push(bind(cpus, cpus)?);
@@ -218,7 +290,9 @@ fn sys_mounts(spec: &SandboxSpec) -> Result<Vec<Mount>, OciSpecError> {
     let cgroup = Cgroup::new(&spec.instance, spec.id.as_str());
     for (name, inside) in [("memory", "/sys/fs/cgroup/memory"), ("cpu", "/sys/fs/cgroup/cpu")] {
         // The folder is made by libcontainer before these mounts are; on v2 there is one for all, and it is the root.
-        let Some(folder) = cgroup.controller(name) else { continue };
+        let Some(folder) = cgroup.controller(name) else {
+            continue;
+        };
         if !is_v2(&folder) {
             list.push(bind(&folder, Path::new(inside))?);
         } else if name == "memory" {
@@ -229,11 +303,19 @@ fn sys_mounts(spec: &SandboxSpec) -> Result<Vec<Mount>, OciSpecError> {
 }
 
 fn is_v2(folder: &Path) -> bool {
-    folder.parent().and_then(Path::parent).is_some_and(|root| root.join("cgroup.controllers").exists())
+    folder
+        .parent()
+        .and_then(Path::parent)
+        .is_some_and(|root| root.join("cgroup.controllers").exists())
 }
 
 fn mount(kind: &str, source: &str, at: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
-    MountBuilder::default().typ(kind).source(source).destination(at).options(strings(options)).build()
+    MountBuilder::default()
+        .typ(kind)
+        .source(source)
+        .destination(at)
+        .options(strings(options))
+        .build()
 }
 
 /// A read-only view, of the mounts below it as well (a plain `ro` bind leaves those writable).

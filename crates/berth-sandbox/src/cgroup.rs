@@ -29,12 +29,18 @@ pub(crate) struct Cgroup {
 
 impl Cgroup {
     pub fn new(instance: &str, id: &str) -> Self {
-        Self { name: Path::new(instance).join(id) }
+        Self {
+            name: Path::new(instance).join(id),
+        }
     }
 
     /// Its folders that exist.
     pub fn folders(&self) -> Vec<PathBuf> {
-        hierarchies().iter().map(|h| h.mount.join(&self.name)).filter(|p| p.is_dir()).collect()
+        hierarchies()
+            .iter()
+            .map(|h| h.mount.join(&self.name))
+            .filter(|p| p.is_dir())
+            .collect()
     }
 
     /// The folder of a v1 controller, or the v2 one.
@@ -58,8 +64,13 @@ impl Cgroup {
 
     /// How many of its processes the kernel killed for memory.
     pub fn oom_kills(&self) -> u64 {
-        let Some(memory) = self.controller("memory") else { return 0 };
-        [memory.join("memory.oom_control"), memory.join("memory.events")].iter().find_map(|p| field(p, "oom_kill")).unwrap_or(0)
+        let Some(memory) = self.controller("memory") else {
+            return 0;
+        };
+        [memory.join("memory.oom_control"), memory.join("memory.events")]
+            .iter()
+            .find_map(|p| field(p, "oom_kill"))
+            .unwrap_or(0)
     }
 
     pub fn stats(&self) -> Stats {
@@ -79,7 +90,9 @@ impl Cgroup {
 
     /// Freezes or thaws all its processes.
     pub fn set_frozen(&self, frozen: bool) -> io::Result<()> {
-        let folder = self.controller("freezer").ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no freezer on this host"))?;
+        let folder = self
+            .controller("freezer")
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no freezer on this host"))?;
         let v1 = folder.join("freezer.state");
         if v1.exists() {
             fs::write(v1, if frozen { "FROZEN" } else { "THAWED" })
@@ -113,6 +126,20 @@ fn remove_one(folder: &Path) -> bool {
     }
 }
 
+/// `cgroup.procs` of the cgroup that this process is in, in any hierarchy.
+pub(crate) fn own_procs_file() -> Option<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    text.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let own = controllers.split(',').next().unwrap_or("");
+        let found = hierarchies()
+            .iter()
+            .find(|h| h.controllers.iter().any(|c| c == own) || (own.is_empty() && h.controllers.is_empty()))?;
+        let file = found.mount.join(path.trim_start_matches('/')).join("cgroup.procs");
+        file.exists().then_some(file)
+    })
+}
+
 /// The names of all sandboxes that have a cgroup under `instance`.
 pub(crate) fn all_of(instance: &str) -> Vec<String> {
     let mut names: Vec<String> = hierarchies()
@@ -136,7 +163,10 @@ pub(crate) fn remove_parent(instance: &str) {
 
 fn pids(folder: &Path) -> Vec<i32> {
     let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1).collect()
+    text.lines()
+        .filter_map(|line| line.parse().ok())
+        .filter(|pid| *pid > 1)
+        .collect()
 }
 
 fn number(path: &Path) -> Option<u64> {
@@ -145,7 +175,8 @@ fn number(path: &Path) -> Option<u64> {
 
 fn field(path: &Path, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 fn hierarchies() -> &'static [Hierarchy] {
@@ -157,18 +188,27 @@ fn hierarchies() -> &'static [Hierarchy] {
 fn parse_mounts(text: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in text.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
         let mut right = right.split(' ');
         let (kind, options) = (right.next(), right.nth(1).unwrap_or(""));
         let Some(mount) = left.split(' ').nth(4) else { continue };
         let controllers: Vec<String> = match kind {
             Some("cgroup2") => Vec::new(),
             Some("cgroup") if options.split(',').any(|o| o.starts_with("name=")) => continue,
-            Some("cgroup") => options.split(',').filter(|o| *o != "rw" && *o != "ro").map(str::to_owned).collect(),
+            Some("cgroup") => options
+                .split(',')
+                .filter(|o| *o != "rw" && *o != "ro")
+                .map(str::to_owned)
+                .collect(),
             _ => continue,
         };
         if !found.iter().any(|h| h.controllers == controllers) {
-            found.push(Hierarchy { mount: PathBuf::from(mount), controllers });
+            found.push(Hierarchy {
+                mount: PathBuf::from(mount),
+                controllers,
+            });
         }
     }
     found

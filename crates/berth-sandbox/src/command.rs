@@ -49,7 +49,11 @@ impl Prepared {
     /// # Errors
     /// Words for people: an empty command, or a zero byte in it.
     pub fn new(argv: &[String], layers: &[&BTreeMap<String, String>]) -> Result<Self, String> {
-        let name = argv.first().filter(|n| !n.is_empty()).ok_or("the command is empty")?.clone();
+        let name = argv
+            .first()
+            .filter(|n| !n.is_empty())
+            .ok_or("the command is empty")?
+            .clone();
         let mut env: BTreeMap<&str, &str> = BTreeMap::new();
         for layer in layers {
             env.extend(layer.iter().map(|(k, v)| (k.as_str(), v.as_str())));
@@ -58,13 +62,23 @@ impl Prepared {
             vec![PathBuf::from(&name)]
         } else {
             let path = env.get("PATH").copied().unwrap_or(APP_PATH);
-            path.split(':').filter(|d| !d.is_empty()).map(|d| Path::new(d).join(&name)).collect()
+            path.split(':')
+                .filter(|d| !d.is_empty())
+                .map(|d| Path::new(d).join(&name))
+                .collect()
         };
-        let text = |s: &[u8]| CString::new(s).map_err(|_| format!("`{name}`: a zero byte in its arguments or variables"));
+        let text =
+            |s: &[u8]| CString::new(s).map_err(|_| format!("`{name}`: a zero byte in its arguments or variables"));
         Ok(Self {
-            candidates: candidates.iter().map(|p| text(p.as_os_str().as_bytes())).collect::<Result<_, _>>()?,
+            candidates: candidates
+                .iter()
+                .map(|p| text(p.as_os_str().as_bytes()))
+                .collect::<Result<_, _>>()?,
             argv: argv.iter().map(|a| text(a.as_bytes())).collect::<Result<_, _>>()?,
-            env: env.iter().map(|(k, v)| text(format!("{k}={v}").as_bytes())).collect::<Result<_, _>>()?,
+            env: env
+                .iter()
+                .map(|(k, v)| text(format!("{k}={v}").as_bytes()))
+                .collect::<Result<_, _>>()?,
             name,
         })
     }
@@ -81,9 +95,13 @@ impl Prepared {
         }
         match refused {
             None => (NOT_FOUND, format!("command not found: {}", self.name)),
-            Some(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                (NOT_FOUND, format!("cannot run {}: the interpreter in its first line is not in the image", self.name))
-            }
+            Some(error) if error.raw_os_error() == Some(libc::ENOENT) => (
+                NOT_FOUND,
+                format!(
+                    "cannot run {}: the interpreter in its first line is not in the image",
+                    self.name
+                ),
+            ),
             Some(error) => (NOT_RUNNABLE, format!("cannot run {}: {error}", self.name)),
         }
     }
@@ -97,7 +115,10 @@ mod tests {
     #[test]
     fn later_variables_win_and_the_path_is_the_commands_own() {
         let base = base_environment("hello", "/app");
-        let own = BTreeMap::from([("PATH".to_owned(), "/one:/two".to_owned()), ("PORT".to_owned(), "80".to_owned())]);
+        let own = BTreeMap::from([
+            ("PATH".to_owned(), "/one:/two".to_owned()),
+            ("PORT".to_owned(), "80".to_owned()),
+        ]);
         let ready = Prepared::new(&["node".to_owned()], &[&base, &own]).unwrap();
         assert_eq!(ready.candidates, [c"/one/node".to_owned(), c"/two/node".to_owned()]);
         assert!(ready.env.contains(&c"PATH=/one:/two".to_owned()) && ready.env.contains(&c"HOME=/tmp/home".to_owned()));

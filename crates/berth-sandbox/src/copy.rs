@@ -29,7 +29,11 @@ pub(crate) enum CopyError {
 }
 
 fn hint(error: &io::Error) -> &'static str {
-    if error.kind() == io::ErrorKind::StorageFull { " (raise limits.app_size in workspace.json)" } else { "" }
+    if error.kind() == io::ErrorKind::StorageFull {
+        " (raise limits.app_size in workspace.json)"
+    } else {
+        ""
+    }
 }
 
 /// What is copied where.
@@ -53,13 +57,20 @@ impl Copy<'_> {
         if depth > MAX_DEPTH {
             return Err(CopyError::TooDeep { path: from.to_owned() });
         }
-        let read = |source| CopyError::Read { path: from.to_owned(), source };
+        let read = |source| CopyError::Read {
+            path: from.to_owned(),
+            source,
+        };
         for entry in fs::read_dir(from).map_err(read)? {
             let entry = entry.map_err(read)?;
             let file_name = entry.file_name();
             let name = format!("{name}/{}", file_name.to_string_lossy());
             let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
-            if if is_dir { self.excludes.local_only_dir(&name) } else { self.excludes.local_only(&name) } {
+            if if is_dir {
+                self.excludes.local_only_dir(&name)
+            } else {
+                self.excludes.local_only(&name)
+            } {
                 continue;
             }
             *entries += 1;
@@ -76,9 +87,17 @@ impl Copy<'_> {
             Ok(meta) => meta,
             // Deleted since the folder was read: the next revision says so.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(CopyError::Read { path: from.to_owned(), source }),
+            Err(source) => {
+                return Err(CopyError::Read {
+                    path: from.to_owned(),
+                    source,
+                });
+            }
         };
-        let write = |source| CopyError::Write { path: to.to_owned(), source };
+        let write = |source| CopyError::Write {
+            path: to.to_owned(),
+            source,
+        };
         if meta.is_dir() {
             match fs::create_dir(to) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(write(error)),
@@ -86,7 +105,10 @@ impl Copy<'_> {
             }
             self.folder(from, to, name, depth + 1, entries)
         } else if meta.is_symlink() {
-            let target = fs::read_link(from).map_err(|source| CopyError::Read { path: from.to_owned(), source })?;
+            let target = fs::read_link(from).map_err(|source| CopyError::Read {
+                path: from.to_owned(),
+                source,
+            })?;
             symlink(target, to).map_err(write)
         } else if meta.is_file() {
             copy_file(from, to, &meta)
@@ -97,13 +119,21 @@ impl Copy<'_> {
 }
 
 fn copy_file(from: &Path, to: &Path, meta: &fs::Metadata) -> Result<(), CopyError> {
-    let write = |source| CopyError::Write { path: to.to_owned(), source };
-    let mut source = File::open(from).map_err(|source| CopyError::Read { path: from.to_owned(), source })?;
+    let write = |source| CopyError::Write {
+        path: to.to_owned(),
+        source,
+    };
+    let mut source = File::open(from).map_err(|source| CopyError::Read {
+        path: from.to_owned(),
+        source,
+    })?;
     let mut target = File::create(to).map_err(write)?;
     io::copy(&mut source, &mut target).map_err(write)?;
     // The owner must be able to change it, whatever the workspace says; setuid bits mean nothing here.
     let mode = (meta.permissions().mode() & 0o777) | 0o600;
-    target.set_permissions(fs::Permissions::from_mode(mode)).map_err(write)?;
+    target
+        .set_permissions(fs::Permissions::from_mode(mode))
+        .map_err(write)?;
     if let Ok(modified) = meta.modified() {
         let _ = target.set_times(fs::FileTimes::new().set_modified(modified));
     }
@@ -127,7 +157,14 @@ mod tests {
         fs::write(from.join("node_modules/x/y"), "").unwrap();
         symlink("/etc/passwd", from.join("link")).unwrap();
         let excludes = Excludes::default();
-        Copy { from: &from, to: &to, excludes: &excludes, app: "hello" }.run().unwrap();
+        Copy {
+            from: &from,
+            to: &to,
+            excludes: &excludes,
+            app: "hello",
+        }
+        .run()
+        .unwrap();
         let mode = fs::metadata(to.join("a/b/run.sh")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
         assert_eq!(fs::read_link(to.join("link")).unwrap(), Path::new("/etc/passwd"));

@@ -21,7 +21,9 @@ pub enum SandboxError {
     #[error("the spawner is gone: restart the daemon (running apps go on and are adopted)")]
     SpawnerGone(#[source] io::Error),
     /// The specification is larger than one message may be.
-    #[error("sandbox {id}: its specification has {size} bytes, more than the {limit} that fit in a message; shorten the environment")]
+    #[error(
+        "sandbox {id}: its specification has {size} bytes, more than the {limit} that fit in a message; shorten the environment"
+    )]
     SpecTooLarge {
         /// Which.
         id: String,

@@ -15,8 +15,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use berth_sys::process::{self, Fork};
 use berth_sys::packet;
+use berth_sys::process::{self, Fork};
 use caps::CapSet;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -29,8 +29,12 @@ use crate::protocol::{self, ExecReport};
 use crate::seccomp::Filter;
 use crate::spec::{APP_UID, ExecRequest, SandboxSpec};
 
-const NAMESPACES: i32 =
-    libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
+const NAMESPACES: i32 = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWCGROUP;
 
 /// A command that runs.
 pub(crate) struct Started {
@@ -58,7 +62,10 @@ impl Pipes {
         let (stdin_read, stdin_write) = pipe2(OFlag::O_CLOEXEC)?;
         let (stdout_read, stdout_write) = pipe2(OFlag::O_CLOEXEC)?;
         let (stderr_read, stderr_write) = pipe2(OFlag::O_CLOEXEC)?;
-        Ok(Self { ours: vec![stdin_write, stdout_read, stderr_read], theirs: vec![stdin_read, stdout_write, stderr_write] })
+        Ok(Self {
+            ours: vec![stdin_write, stdout_read, stderr_read],
+            theirs: vec![stdin_read, stdout_write, stderr_write],
+        })
     }
 }
 
@@ -71,7 +78,11 @@ pub(crate) fn start(target: &Target<'_>, request: &ExecRequest) -> Result<Starte
         base.insert("TERM".to_owned(), "xterm-256color".to_owned());
     }
     let ready = Prepared::new(&request.argv, &[&base, &spec.env, &request.env])?;
-    let pipes = if request.tty.is_none() { Some(Pipes::new().map_err(|e| format!("make pipes: {e}"))?) } else { None };
+    let pipes = if request.tty.is_none() {
+        Some(Pipes::new().map_err(|e| format!("make pipes: {e}"))?)
+    } else {
+        None
+    };
     let (ours, theirs) = packet::pair().map_err(|e| format!("make a socket pair: {e}"))?;
     match process::fork().map_err(|e| format!("fork: {e}"))? {
         Fork::Child => {
@@ -94,7 +105,9 @@ fn collect(socket: &OwnedFd, pipes: Option<Vec<OwnedFd>>) -> Result<Started, Str
     let mut fds = pipes.unwrap_or_default();
     let mut pid = None;
     let mut failed = None;
-    while let Some((report, received)) = protocol::receive::<ExecReport>(socket).map_err(|e| format!("hear the command: {e}"))? {
+    while let Some((report, received)) =
+        protocol::receive::<ExecReport>(socket).map_err(|e| format!("hear the command: {e}"))?
+    {
         match report {
             ExecReport::Terminal => fds = received,
             ExecReport::Child { pid: child } => pid = Some(child),
@@ -116,7 +129,14 @@ fn collect(socket: &OwnedFd, pipes: Option<Vec<OwnedFd>>) -> Result<Started, Str
 }
 
 /// The step, and behind the second fork the command. Returns only with a reason why it could not go on.
-fn enter_and_run(target: &Target<'_>, request: &ExecRequest, ready: &Prepared, cwd: &str, pipes: Option<Pipes>, socket: &OwnedFd) -> String {
+fn enter_and_run(
+    target: &Target<'_>,
+    request: &ExecRequest,
+    ready: &Prepared,
+    cwd: &str,
+    pipes: Option<Pipes>,
+    socket: &OwnedFd,
+) -> String {
     match enter(target, request, socket) {
         Err(reason) => reason,
         Ok(terminal) => match process::fork_sibling() {
@@ -145,10 +165,15 @@ fn enter(target: &Target<'_>, request: &ExecRequest, socket: &OwnedFd) -> Result
     process::set_name(c"berth-exec");
     process::set_dumpable(false).map_err(|e| format!("become undumpable: {e}"))?;
     let cgroup = Cgroup::new(&target.spec.instance, target.spec.id.as_str());
-    cgroup.join(i32::try_from(std::process::id()).unwrap_or(0)).map_err(|e| format!("join the sandbox's cgroup: {e}"))?;
+    cgroup
+        .join(i32::try_from(std::process::id()).unwrap_or(0))
+        .map_err(|e| format!("join the sandbox's cgroup: {e}"))?;
     process::enter_namespaces(target.init, NAMESPACES).map_err(|e| format!("enter the sandbox: {e}"))?;
     become_app().map_err(|e| format!("give up rights: {e}"))?;
-    request.tty.map(|(rows, cols)| terminal(rows, cols, socket).map_err(|e| format!("open a terminal: {e}"))).transpose()
+    request
+        .tty
+        .map(|(rows, cols)| terminal(rows, cols, socket).map_err(|e| format!("open a terminal: {e}")))
+        .transpose()
 }
 
 /// Uid and gid 1000, no groups, no capability in any set, none to be had by any execve.
@@ -160,7 +185,12 @@ fn become_app() -> Result<(), Box<dyn std::error::Error>> {
     let (uid, gid) = (Uid::from_raw(APP_UID), Gid::from_raw(APP_UID));
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
-    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+    for set in [
+        CapSet::Ambient,
+        CapSet::Inheritable,
+        CapSet::Effective,
+        CapSet::Permitted,
+    ] {
         caps::clear(None, set)?;
     }
     process::set_no_new_privs()?;
@@ -171,7 +201,11 @@ fn become_app() -> Result<(), Box<dyn std::error::Error>> {
 
 /// A terminal of the sandbox's own devpts: the master goes to the keeper, the slave is returned.
 fn terminal(rows: u16, cols: u16, socket: &OwnedFd) -> io::Result<OwnedFd> {
-    let master = open("/dev/ptmx", OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let master = open(
+        "/dev/ptmx",
+        OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
     let meta = std::fs::File::from(master.try_clone()?).metadata()?;
     if !meta.file_type().is_char_device() || meta.rdev() != nix::sys::stat::makedev(5, 2) {
         return Err(io::Error::other("/dev/ptmx is no terminal device"));
@@ -183,7 +217,14 @@ fn terminal(rows: u16, cols: u16, socket: &OwnedFd) -> io::Result<OwnedFd> {
 }
 
 /// The command itself. Returns only with a reason why it did not start.
-fn run(ready: &Prepared, cwd: &str, stdio: &[&OwnedFd], terminal: Option<&OwnedFd>, filter: &Filter, socket: &OwnedFd) -> String {
+fn run(
+    ready: &Prepared,
+    cwd: &str,
+    stdio: &[&OwnedFd],
+    terminal: Option<&OwnedFd>,
+    filter: &Filter,
+    socket: &OwnedFd,
+) -> String {
     let prepare = || -> Result<(), String> {
         setsid().map_err(|e| format!("begin a session: {e}"))?;
         if let Some(slave) = terminal {

@@ -43,7 +43,12 @@ pub(crate) struct Init {
 
 impl Executor for Init {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        let code = Running { init: self, stopping: false, signals: handled() }.run();
+        let code = Running {
+            init: self,
+            stopping: false,
+            signals: handled(),
+        }
+        .run();
         process::exit_now(code)
     }
 
@@ -59,7 +64,15 @@ impl Executor for Init {
 
 fn handled() -> SigSet {
     let mut set = SigSet::empty();
-    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGQUIT] {
+    for signal in [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGQUIT,
+    ] {
         set.add(signal);
     }
     set
@@ -93,7 +106,10 @@ impl Running<'_> {
         process::set_parent_death_signal(libc::SIGKILL).map_err(says("tie the init to its keeper"))?;
         process::set_name(c"berth-init");
         self.signals.thread_block().map_err(|e| format!("block signals: {e}"))?;
-        self.init.filter.load().map_err(|e| format!("load the system call filter: {e}"))?;
+        self.init
+            .filter
+            .load()
+            .map_err(|e| format!("load the system call filter: {e}"))?;
         fs::create_dir_all(APP_HOME).map_err(|e| format!("make {APP_HOME}: {e}"))
     }
 
@@ -103,7 +119,14 @@ impl Running<'_> {
         if spec.copy_source {
             self.report(&Report::Logging(LogPhase::Copy));
             if let Err(detail) = copy(&spec) {
-                self.report(&Report::StepFailed { step: "copy".to_owned(), exit: ExitInfo { code: Some(1), ..ExitInfo::default() }, detail: Some(detail) });
+                self.report(&Report::StepFailed {
+                    step: "copy".to_owned(),
+                    exit: ExitInfo {
+                        code: Some(1),
+                        ..ExitInfo::default()
+                    },
+                    detail: Some(detail),
+                });
                 return 1;
             }
         }
@@ -120,7 +143,11 @@ impl Running<'_> {
                 return 0;
             }
             if !exit.success() {
-                self.report(&Report::StepFailed { step: step.what.clone(), exit, detail: None });
+                self.report(&Report::StepFailed {
+                    step: step.what.clone(),
+                    exit,
+                    detail: None,
+                });
                 return 1;
             }
             self.report(&Report::Phase(Phase::Installed(index)));
@@ -150,7 +177,10 @@ impl Running<'_> {
     fn idle(&mut self) -> i32 {
         self.report(&Report::Phase(Phase::AppStarted));
         self.wait_for(None);
-        self.report(&Report::AppExited(ExitInfo { code: Some(0), ..ExitInfo::default() }));
+        self.report(&Report::AppExited(ExitInfo {
+            code: Some(0),
+            ..ExitInfo::default()
+        }));
         0
     }
 
@@ -160,7 +190,10 @@ impl Running<'_> {
             Ok(pid) => self.wait_for(Some(pid)),
             Err(reason) => {
                 let _ = writeln!(std::io::stderr(), "berth: {reason}");
-                ExitInfo { code: Some(BROKEN), ..ExitInfo::default() }
+                ExitInfo {
+                    code: Some(BROKEN),
+                    ..ExitInfo::default()
+                }
             }
         }
     }
@@ -234,9 +267,15 @@ impl Running<'_> {
 /// Whether SIGTERM, SIGINT or SIGQUIT waits to be taken, by the kernel's own account.
 fn pending_stop() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let masks = status.lines().filter_map(|l| l.strip_prefix("ShdPnd:").or_else(|| l.strip_prefix("SigPnd:")));
-    let pending = masks.filter_map(|m| u64::from_str_radix(m.trim(), 16).ok()).fold(0, |a, b| a | b);
-    [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT].iter().any(|signal| pending & (1 << (signal - 1)) != 0)
+    let masks = status
+        .lines()
+        .filter_map(|l| l.strip_prefix("ShdPnd:").or_else(|| l.strip_prefix("SigPnd:")));
+    let pending = masks
+        .filter_map(|m| u64::from_str_radix(m.trim(), 16).ok())
+        .fold(0, |a, b| a | b);
+    [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT]
+        .iter()
+        .any(|signal| pending & (1 << (signal - 1)) != 0)
 }
 
 /// Takes in every ended child; the end of `target` if it was among them.
@@ -244,8 +283,20 @@ fn reap(target: Option<Pid>) -> Option<ExitInfo> {
     let mut ended = None;
     loop {
         let (pid, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) => (pid, ExitInfo { code: Some(code), ..ExitInfo::default() }),
-            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, ExitInfo { signal: Some(signal as i32), ..ExitInfo::default() }),
+            Ok(WaitStatus::Exited(pid, code)) => (
+                pid,
+                ExitInfo {
+                    code: Some(code),
+                    ..ExitInfo::default()
+                },
+            ),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (
+                pid,
+                ExitInfo {
+                    signal: Some(signal as i32),
+                    ..ExitInfo::default()
+                },
+            ),
             Ok(WaitStatus::StillAlive) | Err(_) => return ended,
             Ok(_) => continue,
         };
@@ -263,6 +314,11 @@ fn copy(spec: &SandboxSpec) -> Result<(), String> {
         own = Excludes::new(&spec.copy_excludes).map_err(|e| e.to_string())?;
         &own
     };
-    let copy = Copy { from: Path::new("/workspace"), to: Path::new("/app"), excludes, app: spec.app.as_str() };
+    let copy = Copy {
+        from: Path::new("/workspace"),
+        to: Path::new("/app"),
+        excludes,
+        app: spec.app.as_str(),
+    };
     copy.run().map(drop).map_err(|e| e.to_string())
 }

@@ -31,8 +31,8 @@ use crate::bundle;
 use crate::cgroup::Cgroup;
 use crate::exec;
 use crate::init::Init;
-use crate::logs::{LogLine, LogPhase, LogStream, LogWriter};
 use crate::lines::LineSplitter;
+use crate::logs::{LogLine, LogPhase, LogStream, LogWriter};
 use crate::network;
 use crate::protocol::{self, FromKeeper, Report, SpawnRequest, ToKeeper, monotonic_ns};
 use crate::seccomp::Filter;
@@ -59,7 +59,10 @@ trait During<T> {
 
 impl<T, E: std::error::Error> During<T> for Result<T, E> {
     fn during(self, act: &'static str) -> Result<T, Failure> {
-        self.map_err(|error| Failure { act, reason: chain(&error) })
+        self.map_err(|error| Failure {
+            act,
+            reason: chain(&error),
+        })
     }
 }
 
@@ -81,7 +84,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 pub(crate) fn run(request: SpawnRequest, control: OwnedFd, filter: Arc<Filter>) -> ! {
     let spec = Arc::new(request.spec);
     let refused = |failure: Failure| {
-        let _ = protocol::send(&control, &FromKeeper::Failed { act: failure.act.to_owned(), reason: failure.reason }, &[]);
+        let _ = protocol::send(
+            &control,
+            &FromKeeper::Failed {
+                act: failure.act.to_owned(),
+                reason: failure.reason,
+            },
+            &[],
+        );
     };
     // A folder that is there already is another sandbox's: nothing of it may be removed.
     if let Err(failure) = make_folders(&spec.dir()).during("make its run folder") {
@@ -180,7 +190,11 @@ fn container(spec: &Arc<SandboxSpec>, filter: &Arc<Filter>, dir: &Path, listener
         packet::set_nonblocking(end).during("make a pipe not block")?;
     }
     let null = File::open("/dev/null").during("open /dev/null")?;
-    let init = Init { spec: Arc::clone(spec), filter: Arc::clone(filter), report: Arc::new(report_write) };
+    let init = Init {
+        spec: Arc::clone(spec),
+        filter: Arc::clone(filter),
+        report: Arc::new(report_write),
+    };
     let mut container = ContainerBuilder::new(spec.id.to_string(), SyscallType::default())
         .with_executor(init)
         .with_root_path(dir.join("state"))
@@ -198,7 +212,14 @@ fn container(spec: &Arc<SandboxSpec>, filter: &Arc<Filter>, dir: &Path, listener
     // libcontainer lowered the keeper's standing for the container's sake, and went to live in its folder.
     protect();
     let _ = std::env::set_current_dir("/");
-    Ok(Parts { init, init_pid, report, stdout, stderr, listener })
+    Ok(Parts {
+        init,
+        init_pid,
+        report,
+        stdout,
+        stderr,
+        listener,
+    })
 }
 
 /// Removes every trace of the sandbox on the host. The network namespace goes with the keeper.
@@ -321,28 +342,50 @@ impl Keeper {
             (self.parts.init.as_fd(), Source::Init),
             (self.parts.listener.as_fd(), Source::Listener),
         ];
-        let connections = self.connections.iter().enumerate().map(|(i, c)| (c.socket.as_fd(), Source::Connection(i)));
-        let commands = self.commands.iter().enumerate().map(|(i, c)| (c.pidfd.as_fd(), Source::Command(i)));
+        let connections = self
+            .connections
+            .iter()
+            .enumerate()
+            .map(|(i, c)| (c.socket.as_fd(), Source::Connection(i)));
+        let commands = self
+            .commands
+            .iter()
+            .enumerate()
+            .map(|(i, c)| (c.pidfd.as_fd(), Source::Command(i)));
         let all: Vec<_> = fixed.into_iter().chain(connections).chain(commands).collect();
         let mut fds: Vec<PollFd<'_>> = all.iter().map(|(fd, _)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         let timeout = match self.kill_at {
             None => PollTimeout::NONE,
-            Some(at) => PollTimeout::try_from(at.saturating_duration_since(Instant::now()) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+            Some(at) => PollTimeout::try_from(at.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
+                .unwrap_or(PollTimeout::MAX),
         };
         if poll(&mut fds, timeout).is_err() {
             return Vec::new();
         }
-        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|r| r.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR));
-        fds.iter().zip(&all).filter(|(fd, _)| ready(fd)).map(|(_, (_, source))| *source).collect()
+        let ready = |fd: &PollFd<'_>| {
+            fd.revents()
+                .is_some_and(|r| r.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR))
+        };
+        fds.iter()
+            .zip(&all)
+            .filter(|(fd, _)| ready(fd))
+            .map(|(_, (_, source))| *source)
+            .collect()
     }
 
     /// Takes in what the app wrote, as far as it is there. False when it was nothing.
     fn drain_logs(&mut self) -> bool {
         let mut lines = Vec::new();
         let (out, some_out) = take(&self.parts.stdout, &mut self.out);
-        lines.extend(out.into_iter().map(|text| LogLine::now(LogStream::Stdout, self.logging, text)));
+        lines.extend(
+            out.into_iter()
+                .map(|text| LogLine::now(LogStream::Stdout, self.logging, text)),
+        );
         let (err, some_err) = take(&self.parts.stderr, &mut self.err);
-        lines.extend(err.into_iter().map(|text| LogLine::now(LogStream::Stderr, self.logging, text)));
+        lines.extend(
+            err.into_iter()
+                .map(|text| LogLine::now(LogStream::Stderr, self.logging, text)),
+        );
         self.log(&lines);
         some_out || some_err
     }
@@ -403,7 +446,10 @@ impl Keeper {
             Report::AppExited(exit) => self.app_exit = Some(exit),
             Report::Fatal { reason } => {
                 self.say(format!("the sandbox cannot run: {reason}"));
-                self.app_exit = Some(ExitInfo { code: Some(125), ..ExitInfo::default() });
+                self.app_exit = Some(ExitInfo {
+                    code: Some(125),
+                    ..ExitInfo::default()
+                });
             }
         }
     }
@@ -425,7 +471,11 @@ impl Keeper {
             phase: self.phase,
         };
         if protocol::send(&socket, &hello, &[]).is_ok() {
-            self.connections.push(Connection { socket, command: None, gone: false });
+            self.connections.push(Connection {
+                socket,
+                command: None,
+                gone: false,
+            });
         }
     }
 
@@ -462,13 +512,24 @@ impl Keeper {
     }
 
     fn exec(&mut self, index: usize, request: &crate::spec::ExecRequest) -> bool {
-        let target = exec::Target { spec: &self.spec, init: self.parts.init.as_fd(), filter: &self.filter };
+        let target = exec::Target {
+            spec: &self.spec,
+            init: self.parts.init.as_fd(),
+            filter: &self.filter,
+        };
         let answer = match exec::start(&target, request) {
             Ok(started) => {
                 let fds: Vec<BorrowedFd<'_>> = started.fds.iter().map(AsFd::as_fd).collect();
-                let told = protocol::send(&self.connections[index].socket, &FromKeeper::ExecStarted { pid: started.pid }, &fds);
+                let told = protocol::send(
+                    &self.connections[index].socket,
+                    &FromKeeper::ExecStarted { pid: started.pid },
+                    &fds,
+                );
                 self.connections[index].command = Some(started.pid);
-                self.commands.push(Command { pid: started.pid, pidfd: started.pidfd });
+                self.commands.push(Command {
+                    pid: started.pid,
+                    pidfd: started.pidfd,
+                });
                 told
             }
             Err(reason) => protocol::send(&self.connections[index].socket, &FromKeeper::ExecFailed { reason }, &[]),
@@ -512,9 +573,14 @@ impl Keeper {
 
     fn finish_lines(&mut self) {
         while self.drain_logs() {}
-        let rest = [(LogStream::Stdout, self.out.finish()), (LogStream::Stderr, self.err.finish())];
-        let lines: Vec<LogLine> =
-            rest.into_iter().filter_map(|(stream, text)| Some(LogLine::now(stream, self.logging, text?))).collect();
+        let rest = [
+            (LogStream::Stdout, self.out.finish()),
+            (LogStream::Stderr, self.err.finish()),
+        ];
+        let lines: Vec<LogLine> = rest
+            .into_iter()
+            .filter_map(|(stream, text)| Some(LogLine::now(stream, self.logging, text?)))
+            .collect();
         self.log(&lines);
     }
 
@@ -522,7 +588,9 @@ impl Keeper {
     fn bury(&mut self) -> ExitInfo {
         self.hear_init();
         self.finish_lines();
-        let status = waitpid(Pid::from_raw(self.parts.init_pid), None).map(exit_of).unwrap_or_default();
+        let status = waitpid(Pid::from_raw(self.parts.init_pid), None)
+            .map(exit_of)
+            .unwrap_or_default();
         for index in 0..self.commands.len() {
             self.command_ended(index);
         }
@@ -540,7 +608,12 @@ impl Keeper {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let mut fds = [PollFd::new(self.parts.listener.as_fd(), PollFlags::POLLIN)];
-            if left.is_zero() || !matches!(poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)), Ok(1..)) {
+            if left.is_zero()
+                || !matches!(
+                    poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)),
+                    Ok(1..)
+                )
+            {
                 return;
             }
             self.welcome_next();
@@ -561,8 +634,14 @@ fn signal_group(pid: i32, signal: i32) {
 
 fn exit_of(status: WaitStatus) -> ExitInfo {
     match status {
-        WaitStatus::Exited(_, code) => ExitInfo { code: Some(code), ..ExitInfo::default() },
-        WaitStatus::Signaled(_, signal, _) => ExitInfo { signal: Some(signal as i32), ..ExitInfo::default() },
+        WaitStatus::Exited(_, code) => ExitInfo {
+            code: Some(code),
+            ..ExitInfo::default()
+        },
+        WaitStatus::Signaled(_, signal, _) => ExitInfo {
+            signal: Some(signal as i32),
+            ..ExitInfo::default()
+        },
         _ => ExitInfo::default(),
     }
 }

@@ -22,7 +22,11 @@ pub async fn running(run_dir: &Path) -> Vec<SandboxId> {
     let mut found: Vec<SandboxId> = folders(run_dir)
         .unwrap_or_default()
         .into_iter()
-        .filter_map(|dir| SandboxId::parse(dir.file_name()?.to_str()?).ok().filter(|id| connect(&dir, id.as_str()).is_ok()))
+        .filter_map(|dir| {
+            SandboxId::parse(dir.file_name()?.to_str()?)
+                .ok()
+                .filter(|id| connect(&dir, id.as_str()).is_ok())
+        })
         .collect();
     found.sort();
     found
@@ -34,12 +38,17 @@ pub async fn running(run_dir: &Path) -> Vec<SandboxId> {
 /// [`SandboxError::BadFolder`] when the run folder is there and cannot be read.
 pub async fn clean_leftovers(run_dir: &Path, instance: &str) -> Result<Vec<String>, SandboxError> {
     let mut done = Vec::new();
-    let dirs = folders(run_dir).map_err(|source| SandboxError::BadFolder { path: run_dir.to_owned(), source })?;
+    let dirs = folders(run_dir).map_err(|source| SandboxError::BadFolder {
+        path: run_dir.to_owned(),
+        source,
+    })?;
     let each = dirs.into_iter().map(|dir| remove(run_dir.to_owned(), dir));
     done.extend(futures::future::join_all(each).await);
     for id in cgroup::all_of(instance) {
         let group = Cgroup::new(instance, &id);
-        let left = tokio::task::spawn_blocking(move || group.remove(REMOVE)).await.unwrap_or_default();
+        let left = tokio::task::spawn_blocking(move || group.remove(REMOVE))
+            .await
+            .unwrap_or_default();
         done.push(if left.is_empty() {
             format!("removed the cgroup of sandbox {id}")
         } else {

@@ -38,7 +38,9 @@ impl LineSplitter {
     fn cut(&mut self, lines: &mut Vec<String>) {
         while self.rest.len() > MAX_TEXT {
             // Not through the middle of a character, where that can be helped.
-            let back = (0..4).find(|back| self.rest[MAX_TEXT - back] & 0xC0 != 0x80).unwrap_or(0);
+            let back = (0..4)
+                .find(|back| self.rest[MAX_TEXT - back] & 0xC0 != 0x80)
+                .unwrap_or(0);
             let tail = self.rest.split_off(MAX_TEXT - back);
             lines.push(text(&self.rest));
             self.rest = tail;

@@ -11,7 +11,9 @@ const LISTEN: &str = "0A";
 pub(crate) fn of_pid(pid: i32) -> io::Result<Vec<SocketAddr>> {
     let mut found = parse(&fs::read_to_string(format!("/proc/{pid}/net/tcp"))?);
     // Absent where the kernel has no IPv6.
-    found.extend(parse(&fs::read_to_string(format!("/proc/{pid}/net/tcp6")).unwrap_or_default()));
+    found.extend(parse(
+        &fs::read_to_string(format!("/proc/{pid}/net/tcp6")).unwrap_or_default(),
+    ));
     found.sort();
     found.dedup();
     Ok(found)
@@ -53,7 +55,11 @@ mod tests {
         let found = of_pid(std::process::id() as i32).unwrap();
         assert!(found.contains(&four.local_addr().unwrap()), "{found:?}");
         if let Ok(six) = std::net::TcpListener::bind("[::1]:0") {
-            assert!(of_pid(std::process::id() as i32).unwrap().contains(&six.local_addr().unwrap()));
+            assert!(
+                of_pid(std::process::id() as i32)
+                    .unwrap()
+                    .contains(&six.local_addr().unwrap())
+            );
         }
     }
 

@@ -72,7 +72,12 @@ impl LogLine {
     #[must_use]
     pub fn now(stream: LogStream, phase: LogPhase, text: impl Into<String>) -> Self {
         let t = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-        Self { t, stream, phase, text: text.into() }
+        Self {
+            t,
+            stream,
+            phase,
+            text: text.into(),
+        }
     }
 }
 
@@ -95,7 +100,12 @@ impl LogWriter {
     /// The same with another size of files.
     #[must_use]
     pub fn with_limit(dir: &Path, rotate_at: u64) -> Self {
-        let mut writer = Self { dir: dir.to_owned(), file: None, rotate_at, lost: 0 };
+        let mut writer = Self {
+            dir: dir.to_owned(),
+            file: None,
+            rotate_at,
+            lost: 0,
+        };
         if writer.reopen().is_err() {
             writer.file = None;
         }
@@ -156,7 +166,10 @@ impl LogWriter {
     fn reopen(&mut self) -> io::Result<()> {
         self.file = None;
         fs::create_dir_all(&self.dir)?;
-        let file = OpenOptions::new().create(true).append(true).open(self.dir.join(CURRENT))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.join(CURRENT))?;
         let inode = file.metadata()?.ino();
         self.file = Some((file, inode));
         Ok(())
@@ -245,7 +258,12 @@ impl Follower {
         if tail > 0 {
             ready.extend(tail_until(dir, file.as_ref().map(|_| end), tail));
         }
-        Self { path, file, rest: Vec::new(), ready }
+        Self {
+            path,
+            file,
+            rest: Vec::new(),
+            ready,
+        }
     }
 
     /// Takes in what was written since. False when there was nothing.

@@ -25,11 +25,17 @@ pub(crate) struct SpawnRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ToKeeper {
-    Stop { grace_ms: u64 },
-    Signal { signal: i32 },
+    Stop {
+        grace_ms: u64,
+    },
+    Signal {
+        signal: i32,
+    },
     /// On a connection of its own, which then belongs to this command.
     Exec(ExecRequest),
-    ExecSignal { signal: i32 },
+    ExecSignal {
+        signal: i32,
+    },
 }
 
 /// Keeper → daemon.
@@ -37,13 +43,24 @@ pub(crate) enum ToKeeper {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FromKeeper {
     /// First message on every connection.
-    Hello { keeper_pid: i32, init_pid: i32, phase: Option<Phase> },
+    Hello {
+        keeper_pid: i32,
+        init_pid: i32,
+        phase: Option<Phase>,
+    },
     /// In place of `Hello`: it could not be made, and nothing of it is left.
-    Failed { act: String, reason: String },
+    Failed {
+        act: String,
+        reason: String,
+    },
     Event(SandboxEvent),
     /// With the descriptors: the terminal's master, or stdin, stdout, stderr.
-    ExecStarted { pid: i32 },
-    ExecFailed { reason: String },
+    ExecStarted {
+        pid: i32,
+    },
+    ExecFailed {
+        reason: String,
+    },
     ExecExited(ExitInfo),
 }
 
@@ -54,10 +71,16 @@ pub(crate) enum Report {
     Phase(Phase),
     /// What the lines that follow belong to.
     Logging(LogPhase),
-    StepFailed { step: String, exit: ExitInfo, detail: Option<String> },
+    StepFailed {
+        step: String,
+        exit: ExitInfo,
+        detail: Option<String>,
+    },
     AppExited(ExitInfo),
     /// The init cannot do its work.
-    Fatal { reason: String },
+    Fatal {
+        reason: String,
+    },
 }
 
 /// Step of an exec that has entered the sandbox → keeper.
@@ -66,8 +89,12 @@ pub(crate) enum Report {
 pub(crate) enum ExecReport {
     /// With the terminal's master.
     Terminal,
-    Child { pid: i32 },
-    Failed { reason: String },
+    Child {
+        pid: i32,
+    },
+    Failed {
+        reason: String,
+    },
 }
 
 /// Sends one message.

@@ -84,7 +84,10 @@ pub struct Sandbox {
 
 impl std::fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sandbox").field("id", &self.spec.id).field("keeper", &self.keeper_pid).finish_non_exhaustive()
+        f.debug_struct("Sandbox")
+            .field("id", &self.spec.id)
+            .field("keeper", &self.keeper_pid)
+            .finish_non_exhaustive()
     }
 }
 
@@ -120,13 +123,28 @@ impl Sandbox {
         Self::meet(spec, socket, slot.into()).await
     }
 
-    async fn meet(spec: SandboxSpec, socket: OwnedFd, slot: Option<Slot>) -> Result<(Self, mpsc::Receiver<SandboxEvent>), SandboxError> {
+    async fn meet(
+        spec: SandboxSpec,
+        socket: OwnedFd,
+        slot: Option<Slot>,
+    ) -> Result<(Self, mpsc::Receiver<SandboxEvent>), SandboxError> {
         let id = spec.id.to_string();
         let path = spec.dir().join("keeper.sock");
-        let broken = |source| SandboxError::Keeper { id: id.clone(), path: path.clone(), source };
+        let broken = |source| SandboxError::Keeper {
+            id: id.clone(),
+            path: path.clone(),
+            source,
+        };
         let socket = Socket::new(socket).map_err(broken)?;
         let (keeper_pid, init_pid, phase) = match socket.receive().await.map_err(broken)? {
-            Some((FromKeeper::Hello { keeper_pid, init_pid, phase }, _)) => (keeper_pid, init_pid, phase),
+            Some((
+                FromKeeper::Hello {
+                    keeper_pid,
+                    init_pid,
+                    phase,
+                },
+                _,
+            )) => (keeper_pid, init_pid, phase),
             Some((FromKeeper::Failed { act, reason }, _)) => return Err(SandboxError::Create { id, act, reason }),
             Some(_) => return Err(SandboxError::KeeperDied { id }),
             None => {
@@ -135,14 +153,28 @@ impl Sandbox {
                 return Err(SandboxError::KeeperDied { id });
             }
         };
-        let netns = Netns::of_pid(keeper_pid)
-            .map_err(|source| SandboxError::Open { id: id.clone(), what: "its network namespace".to_owned(), source })?;
+        let netns = Netns::of_pid(keeper_pid).map_err(|source| SandboxError::Open {
+            id: id.clone(),
+            what: "its network namespace".to_owned(),
+            source,
+        })?;
         let spec = Arc::new(spec);
         let (events, receiver) = mpsc::channel(EVENTS);
         let (state_in, state) = watch::channel(State { phase, ended: None });
         let (commands, asked) = mpsc::unbounded_channel();
         tokio::spawn(attend(Arc::clone(&spec), socket, events, state_in, asked));
-        Ok((Self { spec, keeper_pid, init_pid, netns, state, commands, _slot: Mutex::new(slot) }, receiver))
+        Ok((
+            Self {
+                spec,
+                keeper_pid,
+                init_pid,
+                netns,
+                state,
+                commands,
+                _slot: Mutex::new(slot),
+            },
+            receiver,
+        ))
     }
 
     /// Its name.
@@ -211,7 +243,10 @@ impl Sandbox {
         let limit = grace + VANISH;
         tokio::time::timeout(limit, self.ended())
             .await
-            .map_err(|_| SandboxError::Stuck { id: self.spec.id.to_string(), seconds: limit.as_secs() })
+            .map_err(|_| SandboxError::Stuck {
+                id: self.spec.id.to_string(),
+                seconds: limit.as_secs(),
+            })
     }
 
     /// Resolves when the sandbox has ended and is removed. Cancel-safe.
@@ -228,7 +263,11 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError::Ended`].
     pub async fn signal(&self, signal: i32) -> Result<(), SandboxError> {
-        self.commands.send(ToKeeper::Signal { signal }).map_err(|_| SandboxError::Ended { id: self.spec.id.to_string() })
+        self.commands
+            .send(ToKeeper::Signal { signal })
+            .map_err(|_| SandboxError::Ended {
+                id: self.spec.id.to_string(),
+            })
     }
 
     /// Runs a command inside, with the app's rights and limits.
@@ -240,12 +279,18 @@ impl Sandbox {
         if self.exit().is_some() {
             return Err(SandboxError::Ended { id });
         }
-        let broken = |source| SandboxError::Keeper { id: id.clone(), path: self.spec.dir().join("keeper.sock"), source };
+        let broken = |source| SandboxError::Keeper {
+            id: id.clone(),
+            path: self.spec.dir().join("keeper.sock"),
+            source,
+        };
         let socket = Socket::new(connect(&self.spec.dir(), &id)?).map_err(broken)?;
         socket.send(&ToKeeper::Exec(request.clone())).await.map_err(broken)?;
         loop {
             match socket.receive().await.map_err(broken)? {
-                Some((FromKeeper::ExecStarted { pid }, fds)) => return Ok(ExecSession::new(id, pid, socket, fds, request.tty.is_some())),
+                Some((FromKeeper::ExecStarted { pid }, fds)) => {
+                    return Ok(ExecSession::new(id, pid, socket, fds, request.tty.is_some()));
+                }
                 Some((FromKeeper::ExecFailed { reason }, _)) => return Err(SandboxError::Exec { id, reason }),
                 Some((FromKeeper::Event(SandboxEvent::Exited(_)), _)) | None => return Err(SandboxError::Ended { id }),
                 Some(_) => {}
@@ -282,7 +327,10 @@ impl Sandbox {
 
 /// Reads `spec.json` in a sandbox's folder.
 pub(crate) fn read_spec(dir: &Path) -> Result<SandboxSpec, SandboxError> {
-    let bad = |source| SandboxError::BadFolder { path: dir.to_owned(), source };
+    let bad = |source| SandboxError::BadFolder {
+        path: dir.to_owned(),
+        source,
+    };
     let bytes = std::fs::read(dir.join("spec.json")).map_err(bad)?;
     serde_json::from_slice(&bytes).map_err(|e| bad(e.into()))
 }
@@ -290,7 +338,11 @@ pub(crate) fn read_spec(dir: &Path) -> Result<SandboxSpec, SandboxError> {
 /// Connects to the keeper whose folder is `dir`.
 pub(crate) fn connect(dir: &Path, id: &str) -> Result<OwnedFd, SandboxError> {
     let open = || packet::connect_to(&keeper::socket_path(&File::open(dir)?));
-    open().map_err(|source| SandboxError::Keeper { id: id.to_owned(), path: dir.join("keeper.sock"), source })
+    open().map_err(|source| SandboxError::Keeper {
+        id: id.to_owned(),
+        path: dir.join("keeper.sock"),
+        source,
+    })
 }
 
 /// Owns the control socket until the sandbox has ended or nobody holds it any more.
@@ -352,14 +404,26 @@ pub struct ExecSession {
 
 impl std::fmt::Debug for ExecSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ExecSession").field("sandbox", &self.id).field("pid", &self.pid).finish_non_exhaustive()
+        f.debug_struct("ExecSession")
+            .field("sandbox", &self.id)
+            .field("pid", &self.pid)
+            .finish_non_exhaustive()
     }
 }
 
 impl ExecSession {
     fn new(id: String, pid: i32, socket: Socket, fds: Vec<OwnedFd>, tty: bool) -> Self {
         let mut fds = fds.into_iter();
-        let mut session = Self { stdin: None, stdout: None, stderr: None, terminal: None, id, pid, socket, ended: None };
+        let mut session = Self {
+            stdin: None,
+            stdout: None,
+            stderr: None,
+            terminal: None,
+            id,
+            pid,
+            socket,
+            ended: None,
+        };
         if tty {
             session.terminal = fds.next();
         } else {
@@ -404,9 +468,20 @@ impl ExecSession {
         while self.ended.is_none() {
             match self.socket.receive::<FromKeeper>().await {
                 Ok(Some((FromKeeper::ExecExited(exit), _))) => self.ended = Some(exit),
-                Ok(None) => self.ended = Some(ExitInfo { signal: Some(libc::SIGKILL), ..ExitInfo::default() }),
+                Ok(None) => {
+                    self.ended = Some(ExitInfo {
+                        signal: Some(libc::SIGKILL),
+                        ..ExitInfo::default()
+                    })
+                }
                 Ok(Some(_)) => {}
-                Err(source) => return Err(SandboxError::Keeper { id: self.id.clone(), path: "keeper.sock".into(), source }),
+                Err(source) => {
+                    return Err(SandboxError::Keeper {
+                        id: self.id.clone(),
+                        path: "keeper.sock".into(),
+                        source,
+                    });
+                }
             }
         }
         Ok(self.ended.unwrap_or_default())

@@ -10,7 +10,8 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
 };
 
 /// CLONE_NEW* in clone's flags (NEWTIME's bit is part of the exit signal there).
@@ -32,8 +33,18 @@ impl Filter {
     pub fn compile() -> Result<Self, String> {
         let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| e.to_string())?;
         Ok(Self {
-            allow: program(allowed()?, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow, arch)?,
-            deny: program(denied()?, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32), arch)?,
+            allow: program(
+                allowed()?,
+                SeccompAction::Errno(libc::ENOSYS as u32),
+                SeccompAction::Allow,
+                arch,
+            )?,
+            deny: program(
+                denied()?,
+                SeccompAction::Allow,
+                SeccompAction::Errno(libc::EPERM as u32),
+                arch,
+            )?,
         })
     }
 
@@ -46,27 +57,50 @@ impl Filter {
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-fn program(rules: Rules, otherwise: SeccompAction, matched: SeccompAction, arch: TargetArch) -> Result<BpfProgram, String> {
+fn program(
+    rules: Rules,
+    otherwise: SeccompAction,
+    matched: SeccompAction,
+    arch: TargetArch,
+) -> Result<BpfProgram, String> {
     let filter = SeccompFilter::new(rules, otherwise, matched, arch).map_err(|e| e.to_string())?;
     BpfProgram::try_from(filter).map_err(|e| e.to_string())
 }
 
 fn rule(conditions: &[(u8, Len, Op, u64)]) -> Result<SeccompRule, String> {
-    let conditions: Result<Vec<_>, _> =
-        conditions.iter().map(|(arg, len, op, value)| SeccompCondition::new(*arg, len.clone(), op.clone(), *value)).collect();
+    let conditions: Result<Vec<_>, _> = conditions
+        .iter()
+        .map(|(arg, len, op, value)| SeccompCondition::new(*arg, len.clone(), op.clone(), *value))
+        .collect();
     SeccompRule::new(conditions.map_err(|e| e.to_string())?).map_err(|e| e.to_string())
 }
 
 fn allowed() -> Result<Rules, String> {
     let mut rules: Rules = ALLOWED.iter().chain(ALLOWED_HERE).map(|n| (*n, Vec::new())).collect();
-    rules.insert(libc::SYS_clone, vec![rule(&[(0, Len::Qword, Op::MaskedEq(NAMESPACES), 0)])?]);
-    rules.insert(libc::SYS_unshare, vec![rule(&[(0, Len::Qword, Op::MaskedEq(UNSHARE_NAMESPACES), 0)])?]);
+    rules.insert(
+        libc::SYS_clone,
+        vec![rule(&[(0, Len::Qword, Op::MaskedEq(NAMESPACES), 0)])?],
+    );
+    rules.insert(
+        libc::SYS_unshare,
+        vec![rule(&[(0, Len::Qword, Op::MaskedEq(UNSHARE_NAMESPACES), 0)])?],
+    );
     // Typing into one's terminal as if the user did: out of a sandbox into the operator's shell behind `berth exec`.
-    let ioctl = rule(&[(1, Len::Dword, Op::Ne, u64::from(TIOCSTI)), (1, Len::Dword, Op::Ne, u64::from(TIOCLINUX))])?;
+    let ioctl = rule(&[
+        (1, Len::Dword, Op::Ne, u64::from(TIOCSTI)),
+        (1, Len::Dword, Op::Ne, u64::from(TIOCLINUX)),
+    ])?;
     rules.insert(libc::SYS_ioctl, vec![ioctl]);
-    let socket = rule(&[(0, Len::Dword, Op::Ne, AF_ALG), (0, Len::Dword, Op::Ne, AF_VSOCK), (0, Len::Dword, Op::Ne, AF_PACKET)])?;
+    let socket = rule(&[
+        (0, Len::Dword, Op::Ne, AF_ALG),
+        (0, Len::Dword, Op::Ne, AF_VSOCK),
+        (0, Len::Dword, Op::Ne, AF_PACKET),
+    ])?;
     rules.insert(libc::SYS_socket, vec![socket]);
-    let personalities: Result<Vec<_>, _> = PERSONALITIES.iter().map(|p| rule(&[(0, Len::Dword, Op::Eq, *p)])).collect();
+    let personalities: Result<Vec<_>, _> = PERSONALITIES
+        .iter()
+        .map(|p| rule(&[(0, Len::Dword, Op::Eq, *p)]))
+        .collect();
     rules.insert(libc::SYS_personality, personalities?);
     Ok(rules)
 }
@@ -76,12 +110,20 @@ fn denied() -> Result<Rules, String> {
     let mut rules: Rules = DENIED.iter().map(|n| (*n, Vec::new())).collect();
     for (call, mask) in [(libc::SYS_clone, NAMESPACES), (libc::SYS_unshare, UNSHARE_NAMESPACES)] {
         let bits = (0..32).map(|bit| 1u64 << bit).filter(|bit| mask & bit != 0);
-        let each: Result<Vec<_>, _> = bits.map(|bit| rule(&[(0, Len::Qword, Op::MaskedEq(bit), bit)])).collect();
+        let each: Result<Vec<_>, _> = bits
+            .map(|bit| rule(&[(0, Len::Qword, Op::MaskedEq(bit), bit)]))
+            .collect();
         rules.insert(call, each?);
     }
-    let ioctls: Result<Vec<_>, _> = [TIOCSTI, TIOCLINUX].iter().map(|r| rule(&[(1, Len::Dword, Op::Eq, u64::from(*r))])).collect();
+    let ioctls: Result<Vec<_>, _> = [TIOCSTI, TIOCLINUX]
+        .iter()
+        .map(|r| rule(&[(1, Len::Dword, Op::Eq, u64::from(*r))]))
+        .collect();
     rules.insert(libc::SYS_ioctl, ioctls?);
-    let families: Result<Vec<_>, _> = [AF_ALG, AF_VSOCK, AF_PACKET].iter().map(|f| rule(&[(0, Len::Dword, Op::Eq, *f)])).collect();
+    let families: Result<Vec<_>, _> = [AF_ALG, AF_VSOCK, AF_PACKET]
+        .iter()
+        .map(|f| rule(&[(0, Len::Dword, Op::Eq, *f)]))
+        .collect();
     rules.insert(libc::SYS_socket, families?);
     Ok(rules)
 }
@@ -160,9 +202,15 @@ mod tests {
     #[test]
     fn the_profile_compiles_and_the_lists_do_not_overlap() {
         let filter = Filter::compile().unwrap();
-        assert!(filter.allow.len() < 4096 && filter.deny.len() < 4096, "the kernel takes 4096 instructions a filter");
+        assert!(
+            filter.allow.len() < 4096 && filter.deny.len() < 4096,
+            "the kernel takes 4096 instructions a filter"
+        );
         for call in DENIED {
-            assert!(!ALLOWED.contains(call) && !ALLOWED_HERE.contains(call), "{call} is in both lists");
+            assert!(
+                !ALLOWED.contains(call) && !ALLOWED_HERE.contains(call),
+                "{call} is in both lists"
+            );
         }
     }
 }

@@ -42,8 +42,14 @@ impl SandboxId {
     pub fn parse(text: &str) -> Result<Self, BadSandboxId> {
         let good = (1..=48).contains(&text.len())
             && !text.starts_with('-')
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        if good { Ok(Self(text.to_owned())) } else { Err(BadSandboxId(text.to_owned())) }
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BadSandboxId(text.to_owned()))
+        }
     }
 
     /// The id as text.
@@ -90,7 +96,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory: 512 << 20, cpus: 1.0, pids: 512, app_size: 1 << 30, tmp_size: 256 << 20 }
+        Self {
+            memory: 512 << 20,
+            cpus: 1.0,
+            pids: 512,
+            app_size: 1 << 30,
+            tmp_size: 256 << 20,
+        }
     }
 }
 
@@ -208,7 +220,11 @@ impl fmt::Display for ExitInfo {
             (None, Some(signal)) => write!(f, "signal {signal}")?,
             (None, None) => write!(f, "unknown end")?,
         }
-        if self.oom { write!(f, " (out of memory)") } else { Ok(()) }
+        if self.oom {
+            write!(f, " (out of memory)")
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -291,7 +307,13 @@ mod tests {
 
     #[test]
     fn the_memory_limit_leaves_room_for_the_tmpfs() {
-        let limits = Limits { memory: 10, cpus: 1.0, pids: 1, app_size: 20, tmp_size: 30 };
+        let limits = Limits {
+            memory: 10,
+            cpus: 1.0,
+            pids: 1,
+            app_size: 20,
+            tmp_size: 30,
+        };
         assert_eq!(limits.cgroup_memory(), 60);
     }
 }

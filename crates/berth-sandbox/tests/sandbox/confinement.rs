@@ -6,13 +6,21 @@ use std::time::Duration;
 use crate::world::{World, eventually, text};
 
 pub async fn no_capabilities_no_new_privileges_and_a_filter(world: Arc<World>) {
-    let (exit, text) = world.run("grep -E '^(Cap|NoNewPrivs|Seccomp:|Uid|Gid|Groups)' /proc/self/status; ulimit -c").await;
+    let (exit, text) = world
+        .run("grep -E '^(Cap|NoNewPrivs|Seccomp:|Uid|Gid|Groups)' /proc/self/status; ulimit -c")
+        .await;
     assert!(exit.success(), "{text}");
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert!(text.contains(&format!("{set}:\t0000000000000000")), "{set}: {text}");
     }
-    assert!(text.contains("NoNewPrivs:\t1") && text.contains("Seccomp:\t2"), "{text}");
-    assert!(text.contains("Uid:\t1000\t1000\t1000\t1000") && text.contains("Gid:\t1000\t1000\t1000\t1000"), "{text}");
+    assert!(
+        text.contains("NoNewPrivs:\t1") && text.contains("Seccomp:\t2"),
+        "{text}"
+    );
+    assert!(
+        text.contains("Uid:\t1000\t1000\t1000\t1000") && text.contains("Gid:\t1000\t1000\t1000\t1000"),
+        "{text}"
+    );
 }
 
 pub async fn the_image_and_the_source_are_read_only(world: Arc<World>) {
@@ -39,8 +47,14 @@ pub async fn nothing_of_the_host_is_seen(world: Arc<World>) {
     assert!(text.contains("/proc/1/root: Permission denied"), "{text}");
     assert!(text.contains("/proc/1/environ': Permission denied"), "{text}");
     assert!(text.contains("/proc/1/fd': Permission denied"), "{text}");
-    assert!(!text.contains(&world.instance), "the cgroup's place on the host is its own business: {text}");
-    assert!(!text.contains("/workspaces") && text.contains("tmpfs /app tmpfs rw,nosuid,nodev"), "{text}");
+    assert!(
+        !text.contains(&world.instance),
+        "the cgroup's place on the host is its own business: {text}"
+    );
+    assert!(
+        !text.contains("/workspaces") && text.contains("tmpfs /app tmpfs rw,nosuid,nodev"),
+        "{text}"
+    );
     assert!(lines.contains(&"1"), "loopback only: {text}");
 }
 
@@ -50,9 +64,23 @@ pub async fn forbidden_calls_are_refused(world: Arc<World>) {
         reboot -f 2>&1; (umount /tmp || true) 2>&1; echo end";
     let (exit, text) = world.run(script).await;
     assert!(exit.success(), "{text}");
-    for what in ["mount:", "unshare:", "chroot:", "hostname:", "mknod:", "reboot:", "umount:"] {
-        let line = text.lines().find(|l| l.contains(what)).unwrap_or_else(|| panic!("no {what} in {text}"));
-        assert!(line.contains("not permitted") || line.contains("denied") || line.contains("must be root"), "{line}");
+    for what in [
+        "mount:",
+        "unshare:",
+        "chroot:",
+        "hostname:",
+        "mknod:",
+        "reboot:",
+        "umount:",
+    ] {
+        let line = text
+            .lines()
+            .find(|l| l.contains(what))
+            .unwrap_or_else(|| panic!("no {what} in {text}"));
+        assert!(
+            line.contains("not permitted") || line.contains("denied") || line.contains("must be root"),
+            "{line}"
+        );
     }
     assert_eq!(text.matches("unshare:").count(), 2, "{text}");
     assert!(text.ends_with("end\n"));

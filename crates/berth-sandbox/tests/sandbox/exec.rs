@@ -11,7 +11,10 @@ use berth_sandbox::{ExecRequest, ExecSession, ExitInfo, Sandbox, SandboxError};
 use crate::world::{World, eventually};
 
 fn sh(script: &str) -> ExecRequest {
-    ExecRequest { argv: vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()], ..ExecRequest::default() }
+    ExecRequest {
+        argv: vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()],
+        ..ExecRequest::default()
+    }
 }
 
 async fn idle(world: &World) -> Sandbox {
@@ -19,7 +22,13 @@ async fn idle(world: &World) -> Sandbox {
     spec.start = None;
     let (sandbox, mut events) = world.start(spec).await;
     while let Some(event) = events.recv().await {
-        if matches!(event, berth_sandbox::SandboxEvent::Phase { phase: berth_sandbox::Phase::AppStarted, .. }) {
+        if matches!(
+            event,
+            berth_sandbox::SandboxEvent::Phase {
+                phase: berth_sandbox::Phase::AppStarted,
+                ..
+            }
+        ) {
             break;
         }
     }
@@ -39,7 +48,10 @@ async fn drain(fd: std::os::fd::OwnedFd) -> String {
 
 async fn output(session: &mut ExecSession) -> (ExitInfo, String, String) {
     drop(session.stdin.take());
-    let (out, err) = tokio::join!(drain(session.stdout.take().unwrap()), drain(session.stderr.take().unwrap()));
+    let (out, err) = tokio::join!(
+        drain(session.stdout.take().unwrap()),
+        drain(session.stderr.take().unwrap())
+    );
     (session.wait().await.unwrap(), out, err)
 }
 
@@ -50,7 +62,10 @@ pub async fn a_command_inside_has_its_own_pipes_and_exit_code(world: Arc<World>)
     let mut session = sandbox.exec(request).await.unwrap();
     File::from(session.stdin.take().unwrap()).write_all(b"typed\n").unwrap();
     let (exit, out, err) = output(&mut session).await;
-    assert_eq!((exit.code, out.as_str(), err.as_str()), (Some(9), "typed\ngood day and more\n/app\n", "oops\n"));
+    assert_eq!(
+        (exit.code, out.as_str(), err.as_str()),
+        (Some(9), "typed\ngood day and more\n/app\n", "oops\n")
+    );
     let mut session = sandbox.exec(sh("kill -SEGV $$")).await.unwrap();
     assert_eq!(output(&mut session).await.0.signal, Some(11));
     sandbox.stop(Duration::ZERO).await.unwrap();
@@ -63,10 +78,21 @@ pub async fn a_command_inside_is_as_confined_as_the_app(world: Arc<World>) {
     let mut session = sandbox.exec(sh(script)).await.unwrap();
     let (_, out, _) = output(&mut session).await;
     assert_eq!(out.matches("0000000000000000").count(), 5, "{out}");
-    assert!(out.contains("NoNewPrivs:\t1") && out.contains("Seccomp:\t2") && out.contains("Uid:\t1000\t1000\t1000\t1000"), "{out}");
-    assert!(out.contains("hello\n") && out.contains("mount: permission denied"), "{out}");
+    assert!(
+        out.contains("NoNewPrivs:\t1") && out.contains("Seccomp:\t2") && out.contains("Uid:\t1000\t1000\t1000\t1000"),
+        "{out}"
+    );
+    assert!(
+        out.contains("hello\n") && out.contains("mount: permission denied"),
+        "{out}"
+    );
     assert!(!out.contains(&world.instance), "it is in the sandbox's cgroup: {out}");
-    assert!(out.lines().filter(|l| l.contains(":memory:") || l.starts_with("0::")).all(|l| l.ends_with(":/")), "{out}");
+    assert!(
+        out.lines()
+            .filter(|l| l.contains(":memory:") || l.starts_with("0::"))
+            .all(|l| l.ends_with(":/")),
+        "{out}"
+    );
     for kind in ["user", "pid", "mnt", "net", "uts", "ipc", "cgroup"] {
         let inside = std::fs::read_link(format!("/proc/{}/ns/{kind}", sandbox.init_pid())).unwrap();
         assert!(out.contains(&*inside.to_string_lossy()), "{kind}: {out}");
@@ -85,7 +111,10 @@ pub async fn a_terminal_is_a_terminal(world: Arc<World>) {
     terminal.write_all(b"typed\n").unwrap();
     let text = drain(terminal.into()).await;
     assert_eq!(session.wait().await.unwrap().code, Some(3));
-    assert!(text.contains("/dev/pts/0") && text.contains("33 101") && text.contains("xterm-256color"), "{text}");
+    assert!(
+        text.contains("/dev/pts/0") && text.contains("33 101") && text.contains("xterm-256color"),
+        "{text}"
+    );
     assert!(text.contains("got typed"), "{text}");
     // Job control: the interrupt character ends the foreground command, not the shell.
     let mut request = sh("trap 'exit 2' INT; echo ready; while :; do sleep 0.05; done");
@@ -103,26 +132,51 @@ pub async fn a_terminal_is_a_terminal(world: Arc<World>) {
     let session = sandbox.exec(request).await.unwrap();
     let pid = session.pid();
     drop(session);
-    eventually("the command hears the hang-up", || !std::path::Path::new(&format!("/proc/{pid}")).exists()).await;
+    eventually("the command hears the hang-up", || {
+        !std::path::Path::new(&format!("/proc/{pid}")).exists()
+    })
+    .await;
     sandbox.stop(Duration::ZERO).await.unwrap();
 }
 
 pub async fn a_command_that_is_not_there_is_an_error(world: Arc<World>) {
     let sandbox = idle(&world).await;
-    let missing = ExecRequest { argv: vec!["bash".to_owned()], ..ExecRequest::default() };
+    let missing = ExecRequest {
+        argv: vec!["bash".to_owned()],
+        ..ExecRequest::default()
+    };
     let error = sandbox.exec(missing).await.unwrap_err();
-    assert!(matches!(&error, SandboxError::Exec { reason, .. } if reason == "command not found: bash"), "{error}");
-    let nowhere = ExecRequest { cwd: Some("/nowhere".to_owned()), ..sh("true") };
-    assert!(sandbox.exec(nowhere).await.unwrap_err().to_string().contains("/nowhere"));
+    assert!(
+        matches!(&error, SandboxError::Exec { reason, .. } if reason == "command not found: bash"),
+        "{error}"
+    );
+    let nowhere = ExecRequest {
+        cwd: Some("/nowhere".to_owned()),
+        ..sh("true")
+    };
+    assert!(
+        sandbox
+            .exec(nowhere)
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("/nowhere")
+    );
     assert!(sandbox.exec(ExecRequest::default()).await.is_err());
     sandbox.stop(Duration::ZERO).await.unwrap();
-    assert!(matches!(sandbox.exec(sh("true")).await, Err(SandboxError::Ended { .. })));
+    assert!(matches!(
+        sandbox.exec(sh("true")).await,
+        Err(SandboxError::Ended { .. })
+    ));
 }
 
 pub async fn commands_end_with_their_sandbox(world: Arc<World>) {
     let sandbox = idle(&world).await;
     let mut session = sandbox.exec(sh("sleep 1000")).await.unwrap();
-    let mut other = sandbox.exec(sh("trap 'exit 8' USR1; echo ready; while :; do sleep 0.05; done")).await.unwrap();
+    let mut other = sandbox
+        .exec(sh("trap 'exit 8' USR1; echo ready; while :; do sleep 0.05; done"))
+        .await
+        .unwrap();
     let mut ready = [0; 6];
     File::from(other.stdout.take().unwrap()).read_exact(&mut ready).unwrap();
     other.signal(10).await.unwrap();
@@ -130,5 +184,8 @@ pub async fn commands_end_with_their_sandbox(world: Arc<World>) {
     let pid = session.pid();
     sandbox.stop(Duration::ZERO).await.unwrap();
     assert_eq!(session.wait().await.unwrap().signal, Some(9));
-    eventually("the command is gone", || !std::path::Path::new(&format!("/proc/{pid}")).exists()).await;
+    eventually("the command is gone", || {
+        !std::path::Path::new(&format!("/proc/{pid}")).exists()
+    })
+    .await;
 }

@@ -10,7 +10,10 @@ use futures::StreamExt;
 use crate::world::{World, all, eventually, step, text};
 
 fn code(code: i32) -> ExitInfo {
-    ExitInfo { code: Some(code), ..ExitInfo::default() }
+    ExitInfo {
+        code: Some(code),
+        ..ExitInfo::default()
+    }
 }
 
 pub async fn an_app_runs_and_its_exit_code_is_told(world: Arc<World>) {
@@ -19,19 +22,49 @@ pub async fn an_app_runs_and_its_exit_code_is_told(world: Arc<World>) {
     let dir = spec.dir();
     let (sandbox, events) = world.start(spec).await;
     let events = all(events).await;
-    assert!(matches!(events[0], SandboxEvent::Phase { phase: Phase::Created, at_ms } if at_ms > 0.0 && at_ms < 5000.0), "{events:?}");
-    assert!(matches!(events[1], SandboxEvent::Phase { phase: Phase::Copied, .. }), "{events:?}");
-    assert!(matches!(events[2], SandboxEvent::Phase { phase: Phase::AppStarted, .. }), "{events:?}");
+    assert!(
+        matches!(events[0], SandboxEvent::Phase { phase: Phase::Created, at_ms } if at_ms > 0.0 && at_ms < 5000.0),
+        "{events:?}"
+    );
+    assert!(
+        matches!(
+            events[1],
+            SandboxEvent::Phase {
+                phase: Phase::Copied,
+                ..
+            }
+        ),
+        "{events:?}"
+    );
+    assert!(
+        matches!(
+            events[2],
+            SandboxEvent::Phase {
+                phase: Phase::AppStarted,
+                ..
+            }
+        ),
+        "{events:?}"
+    );
     assert_eq!(events[3], SandboxEvent::Exited(code(7)));
     assert_eq!(events.len(), 4);
     let lines = logs::read_tail(&log_dir, 10).unwrap();
-    let find = |text: &str| lines.iter().find(|l| l.text == text).unwrap_or_else(|| panic!("no `{text}` in {lines:?}"));
+    let find = |text: &str| {
+        lines
+            .iter()
+            .find(|l| l.text == text)
+            .unwrap_or_else(|| panic!("no `{text}` in {lines:?}"))
+    };
     assert_eq!(find("out").stream, LogStream::Stdout);
     assert_eq!(find("err").stream, LogStream::Stderr);
     assert_eq!(find("unfinished").phase, LogPhase::App);
     assert_eq!(find("ended: exit code 7").stream, LogStream::Berth);
     assert!(!dir.exists());
-    assert_eq!(sandbox.stop(Duration::ZERO).await.unwrap(), code(7), "stopping what has ended says how it ended");
+    assert_eq!(
+        sandbox.stop(Duration::ZERO).await.unwrap(),
+        code(7),
+        "stopping what has ended says how it ended"
+    );
 }
 
 pub async fn the_source_is_copied_and_install_steps_run_first(world: Arc<World>) {
@@ -43,25 +76,56 @@ pub async fn the_source_is_copied_and_install_steps_run_first(world: Arc<World>)
     let log_dir = spec.log_dir.clone();
     let (_sandbox, events) = world.start(spec).await;
     let events = all(events).await;
-    let phases: Vec<Phase> = events.iter().filter_map(|e| if let SandboxEvent::Phase { phase, .. } = e { Some(*phase) } else { None }).collect();
-    assert_eq!(phases, [Phase::Created, Phase::Copied, Phase::Installed(0), Phase::Installed(1), Phase::AppStarted]);
+    let phases: Vec<Phase> = events
+        .iter()
+        .filter_map(|e| {
+            if let SandboxEvent::Phase { phase, .. } = e {
+                Some(*phase)
+            } else {
+                None
+            }
+        })
+        .collect();
+    assert_eq!(
+        phases,
+        [
+            Phase::Created,
+            Phase::Copied,
+            Phase::Installed(0),
+            Phase::Installed(1),
+            Phase::AppStarted
+        ]
+    );
     assert_eq!(events.last(), Some(&SandboxEvent::Exited(code(0))));
-    assert_eq!(text(&log_dir), "installing\nhello\neverywhere\ntwo-step\nran\ngood day\n/app\n/tmp/home\n1000\n");
+    assert_eq!(
+        text(&log_dir),
+        "installing\nhello\neverywhere\ntwo-step\nran\ngood day\n/app\n/tmp/home\n1000\n"
+    );
     let lines = logs::read_tail(&log_dir, 100).unwrap();
-    assert_eq!(lines.iter().find(|l| l.text == "installing").unwrap().phase, LogPhase::Install);
+    assert_eq!(
+        lines.iter().find(|l| l.text == "installing").unwrap().phase,
+        LogPhase::Install
+    );
     assert_eq!(lines.iter().find(|l| l.text == "hello").unwrap().phase, LogPhase::App);
 }
 
 pub async fn a_failed_install_tells_its_last_lines(world: Arc<World>) {
     let mut spec = world.spec("echo never");
-    spec.install = vec![step("for i in $(seq 50); do echo line $i; done; echo broken >&2; exit 3")];
+    spec.install = vec![step(
+        "for i in $(seq 50); do echo line $i; done; echo broken >&2; exit 3",
+    )];
     spec.install[0].what = "npm ci".to_owned();
     let log_dir = spec.log_dir.clone();
     let (_sandbox, events) = world.start(spec).await;
     let events = all(events).await;
-    let SandboxEvent::InstallFailed { step, exit, tail } = &events[2] else { panic!("{events:?}") };
+    let SandboxEvent::InstallFailed { step, exit, tail } = &events[2] else {
+        panic!("{events:?}")
+    };
     assert_eq!((step.as_str(), *exit, tail.len()), ("npm ci", code(3), 20));
-    assert!(tail.contains(&"line 50".to_owned()) && tail.contains(&"broken".to_owned()), "{tail:?}");
+    assert!(
+        tail.contains(&"line 50".to_owned()) && tail.contains(&"broken".to_owned()),
+        "{tail:?}"
+    );
     assert!(!text(&log_dir).contains("never"));
     assert!(matches!(events.last(), Some(SandboxEvent::Exited(exit)) if !exit.success()));
 }
@@ -92,7 +156,11 @@ pub async fn an_app_that_ignores_the_stop_is_killed_after_the_grace(world: Arc<W
     let asked = Instant::now();
     let exit = sandbox.stop(Duration::from_millis(300)).await.unwrap();
     assert_eq!(exit.signal, Some(9));
-    assert!(asked.elapsed() >= Duration::from_millis(300) && asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() >= Duration::from_millis(300) && asked.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        asked.elapsed()
+    );
 }
 
 pub async fn a_stop_ends_a_running_install(world: Arc<World>) {
@@ -102,7 +170,13 @@ pub async fn a_stop_ends_a_running_install(world: Arc<World>) {
     let (sandbox, events) = world.start(spec).await;
     eventually("the install has begun", || text(&log_dir).contains("begun")).await;
     sandbox.stop(Duration::from_secs(10)).await.unwrap();
-    assert!(!all(events).await.iter().any(|e| matches!(e, SandboxEvent::InstallFailed { .. })), "a stop is no failure");
+    assert!(
+        !all(events)
+            .await
+            .iter()
+            .any(|e| matches!(e, SandboxEvent::InstallFailed { .. })),
+        "a stop is no failure"
+    );
     assert!(!text(&log_dir).contains("never"));
 }
 
@@ -118,7 +192,10 @@ pub async fn a_broken_specification_leaves_nothing(world: Arc<World>) {
     spec.image_root = world.scratch().join("no-such-image");
     let dir = spec.dir();
     let error = Sandbox::create(&world.spawner, spec, None).await.unwrap_err();
-    assert!(matches!(&error, SandboxError::Create { reason, .. } if reason.contains("no-such-image")), "{error}");
+    assert!(
+        matches!(&error, SandboxError::Create { reason, .. } if reason.contains("no-such-image")),
+        "{error}"
+    );
     assert!(!dir.exists());
 }
 
@@ -130,7 +207,10 @@ pub async fn logs_are_written_rotated_and_followed(world: Arc<World>) {
     let mut lines = Box::pin(logs::follow(&log_dir, 10));
     let mut seen = Vec::new();
     while seen.last().map(String::as_str) != Some("last") {
-        let line = tokio::time::timeout(Duration::from_secs(30), lines.next()).await.unwrap().unwrap();
+        let line = tokio::time::timeout(Duration::from_secs(30), lines.next())
+            .await
+            .unwrap()
+            .unwrap();
         seen.push(line.text);
     }
     assert_eq!(sandbox.ended().await, code(0));
@@ -139,7 +219,10 @@ pub async fn logs_are_written_rotated_and_followed(world: Arc<World>) {
     let size = |name: &str| std::fs::metadata(log_dir.join(name)).map_or(0, |m| m.len());
     assert!(size("current.log.1") < logs::ROTATE_AT + (1 << 20));
     let tail = logs::read_tail(&log_dir, 3).unwrap();
-    assert_eq!(tail.iter().map(|l| l.text.as_str()).collect::<Vec<_>>(), ["59999", "60000", "last"]);
+    assert_eq!(
+        tail.iter().map(|l| l.text.as_str()).collect::<Vec<_>>(),
+        ["59999", "60000", "last"]
+    );
 }
 
 pub async fn a_sandbox_outlives_its_daemons_handle_and_is_adopted(world: Arc<World>) {
@@ -164,11 +247,20 @@ pub async fn a_killed_keeper_takes_its_sandbox_along(world: Arc<World>) {
     let dir = spec.dir();
     let (sandbox, events) = world.start(spec).await;
     let init = sandbox.init_pid();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(sandbox.keeper_pid()), nix::sys::signal::Signal::SIGKILL).unwrap();
-    let exit = tokio::time::timeout(Duration::from_secs(10), sandbox.ended()).await.unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(sandbox.keeper_pid()),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    let exit = tokio::time::timeout(Duration::from_secs(10), sandbox.ended())
+        .await
+        .unwrap();
     assert_eq!(exit.signal, Some(9));
     assert!(matches!(all(events).await.last(), Some(SandboxEvent::Exited(_))));
-    eventually("the init is gone", || !std::path::Path::new(&format!("/proc/{init}")).exists()).await;
+    eventually("the init is gone", || {
+        !std::path::Path::new(&format!("/proc/{init}")).exists()
+    })
+    .await;
     assert!(!dir.exists());
 }
 
@@ -182,7 +274,10 @@ pub async fn leftovers_are_cleaned(world: Arc<World>) {
     std::fs::create_dir_all(run_dir.join("sandboxes/half-made/bundle")).unwrap();
     let done = clean_leftovers(&run_dir, &instance).await.unwrap();
     assert!(done.iter().any(|l| l.starts_with("stopped sandbox case-")), "{done:?}");
-    assert!(done.contains(&"removed what was left of sandbox half-made".to_owned()), "{done:?}");
+    assert!(
+        done.contains(&"removed what was left of sandbox half-made".to_owned()),
+        "{done:?}"
+    );
     assert!(!dir.exists() && !run_dir.join("sandboxes/half-made").exists());
     assert!(running(&run_dir).await.is_empty());
     assert!(clean_leftovers(&run_dir, &instance).await.unwrap().is_empty());

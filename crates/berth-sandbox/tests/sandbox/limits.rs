@@ -15,8 +15,17 @@ pub async fn a_memory_hog_is_killed_alone(world: Arc<World>) {
     let (hog, _events) = world.start(hog).await;
     let exit = hog.ended().await;
     assert!(exit.oom, "{exit:?}");
-    assert_eq!(exit.signal, Some(9), "the app was killed and its init told so: {exit:?}");
-    assert!(berth_sandbox::logs::read_tail(&log_dir, 5).unwrap().iter().any(|l| l.text.contains("out of memory")));
+    assert_eq!(
+        exit.signal,
+        Some(9),
+        "the app was killed and its init told so: {exit:?}"
+    );
+    assert!(
+        berth_sandbox::logs::read_tail(&log_dir, 5)
+            .unwrap()
+            .iter()
+            .any(|l| l.text.contains("out of memory"))
+    );
     assert!(neighbour.exit().is_none() && neighbour.stats().pids > 0 && neighbour.stats().oom_kills == 0);
     neighbour.stop(std::time::Duration::ZERO).await.unwrap();
 }
@@ -25,7 +34,10 @@ pub async fn a_fork_bomb_is_bounded(world: Arc<World>) {
     let spec = world.spec("echo ready; b() { b | b & }; b; while :; do sleep 0.05; done");
     let log_dir = spec.log_dir.clone();
     let (sandbox, _events) = world.start(spec).await;
-    eventually("the limit is reached", || sandbox.stats().pids >= 64 || text(&log_dir).contains("fork")).await;
+    eventually("the limit is reached", || {
+        sandbox.stats().pids >= 64 || text(&log_dir).contains("fork")
+    })
+    .await;
     assert!(sandbox.stats().pids <= 64, "{:?}", sandbox.stats());
     sandbox.stop(std::time::Duration::ZERO).await.unwrap();
 }
@@ -43,6 +55,11 @@ pub async fn a_full_app_folder_is_an_error_not_a_kill(world: Arc<World>) {
     spec.limits.app_size = 4 << 20;
     let (_sandbox, events) = world.start(spec).await;
     let failed = crate::world::all(events).await;
-    assert!(failed.iter().any(|e| matches!(e, berth_sandbox::SandboxEvent::InstallFailed { step, tail, .. }
-        if step == "copy" && tail.iter().any(|l| l.contains("app_size")))), "{failed:?}");
+    assert!(
+        failed.iter().any(
+            |e| matches!(e, berth_sandbox::SandboxEvent::InstallFailed { step, tail, .. }
+        if step == "copy" && tail.iter().any(|l| l.contains("app_size")))
+        ),
+        "{failed:?}"
+    );
 }

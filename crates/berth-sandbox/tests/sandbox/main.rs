@@ -85,7 +85,11 @@ fn main() -> ExitCode {
 }
 
 fn run(world: &Arc<World>, wanted: &[String]) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     let (mut passed, mut failed) = (0, 0);
     for (name, case) in CASES {
         if !wanted.is_empty() && !wanted.iter().any(|w| name.contains(w.as_str())) {
@@ -93,13 +97,29 @@ fn run(world: &Arc<World>, wanted: &[String]) -> ExitCode {
         }
         let started = std::time::Instant::now();
         let end = runtime.block_on(async {
-            tokio::time::timeout(std::time::Duration::from_secs(120), tokio::spawn(case(Arc::clone(world)))).await
+            tokio::time::timeout(
+                std::time::Duration::from_secs(120),
+                tokio::spawn(case(Arc::clone(world))),
+            )
+            .await
         });
         let good = matches!(end, Ok(Ok(())));
-        println!("test {name} ... {} ({:.0} ms)", if good { "ok" } else { "FAILED" }, started.elapsed().as_secs_f64() * 1e3);
-        if good { passed += 1 } else { failed += 1 }
+        println!(
+            "test {name} ... {} ({:.0} ms)",
+            if good { "ok" } else { "FAILED" },
+            started.elapsed().as_secs_f64() * 1e3
+        );
+        if good {
+            passed += 1
+        } else {
+            failed += 1
+        }
         runtime.block_on(world.clean());
     }
     println!("test result: {passed} passed, {failed} failed");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -27,15 +27,29 @@ impl Traces {
     fn now(world: &World) -> Self {
         let ours = format!("/{}/", world.instance);
         let inside = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|c| c.contains(&ours));
-        let pids = fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().into_string().ok());
+        let pids = fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|e| e.ok()?.file_name().into_string().ok());
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         let (scratch, shm) = (world.scratch().to_str().unwrap(), world.shm().to_str().unwrap());
         let count = |dir: String| fs::read_dir(dir).map_or(0, Iterator::count);
         Self {
-            keepers: fs::read_to_string(format!("/proc/{0}/task/{0}/children", world.spawner.pid())).unwrap().split(' ').filter(|p| !p.is_empty()).count(),
-            processes: pids.filter(|pid| pid.bytes().all(|b| b.is_ascii_digit()) && inside(pid)).count(),
-            mounts: mounts.lines().filter(|l| l.contains(scratch) || l.contains(shm)).count(),
-            cgroups: ["memory", "cpu", "pids", "devices", ""].iter().map(|c| count(format!("/sys/fs/cgroup/{c}/{}", world.instance))).sum(),
+            keepers: fs::read_to_string(format!("/proc/{0}/task/{0}/children", world.spawner.pid()))
+                .unwrap()
+                .split(' ')
+                .filter(|p| !p.is_empty())
+                .count(),
+            processes: pids
+                .filter(|pid| pid.bytes().all(|b| b.is_ascii_digit()) && inside(pid))
+                .count(),
+            mounts: mounts
+                .lines()
+                .filter(|l| l.contains(scratch) || l.contains(shm))
+                .count(),
+            cgroups: ["memory", "cpu", "pids", "devices", ""]
+                .iter()
+                .map(|c| count(format!("/sys/fs/cgroup/{c}/{}", world.instance)))
+                .sum(),
             descriptors: count("/proc/self/fd".to_owned()),
             spawner_descriptors: count(format!("/proc/{}/fd", world.spawner.pid())),
             folders: count(world.run_dir.join("sandboxes").to_string_lossy().into_owned()),
@@ -73,8 +87,14 @@ pub async fn a_quiet_start_is_quick(world: Arc<World>) {
         let (sandbox, mut events) = world.start(world.spec("exec sleep 1000")).await;
         while let Some(event) = events.recv().await {
             match event {
-                SandboxEvent::Phase { phase: Phase::Created, at_ms } => created.push(at_ms),
-                SandboxEvent::Phase { phase: Phase::AppStarted, at_ms } => {
+                SandboxEvent::Phase {
+                    phase: Phase::Created,
+                    at_ms,
+                } => created.push(at_ms),
+                SandboxEvent::Phase {
+                    phase: Phase::AppStarted,
+                    at_ms,
+                } => {
                     started.push(at_ms);
                     break;
                 }
@@ -98,11 +118,28 @@ pub async fn a_quiet_start_is_quick(world: Arc<World>) {
 fn line(times: &mut [f64]) -> String {
     times.sort_by(f64::total_cmp);
     let at = |q: f64| times[((times.len() - 1) as f64 * q) as usize];
-    format!("min {:.1} p50 {:.1} p95 {:.1} max {:.1} ms", at(0.0), at(0.5), at(0.95), at(1.0))
+    format!(
+        "min {:.1} p50 {:.1} p95 {:.1} max {:.1} ms",
+        at(0.0),
+        at(0.5),
+        at(0.95),
+        at(1.0)
+    )
 }
 
 fn private_kib(pid: i32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let kib = |name: &str| text.lines().filter_map(|l| l.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()).sum::<u64>();
+    let kib = |name: &str| {
+        text.lines()
+            .filter_map(|l| {
+                l.strip_prefix(name)?
+                    .trim()
+                    .strip_suffix(" kB")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            })
+            .sum::<u64>()
+    };
     kib("Private_Clean:") + kib("Private_Dirty:")
 }

@@ -27,10 +27,16 @@ impl World {
         if fs::read_to_string("/proc/self/status").is_ok_and(|s| !s.contains("Uid:\t0")) {
             return Err("it must run as root".to_owned());
         }
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().map(Path::new).find(|p| p.exists());
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+            .into_iter()
+            .map(Path::new)
+            .find(|p| p.exists());
         let busybox = busybox.ok_or("no busybox; apt-get install busybox-static")?;
         let make = |at: &str| {
-            let dir = tempfile::Builder::new().prefix("berth-sandbox-").tempdir_in(at).map_err(|e| e.to_string())?;
+            let dir = tempfile::Builder::new()
+                .prefix("berth-sandbox-")
+                .tempdir_in(at)
+                .map_err(|e| e.to_string())?;
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
             Ok::<_, String>(dir)
         };
@@ -40,7 +46,15 @@ impl World {
         build_image(&image, busybox).map_err(|e| format!("build the root file system: {e}"))?;
         let run_dir = shm.path().to_owned();
         let instance = format!("bt{}", std::process::id() % 1_000_000);
-        Ok(Self { spawner, instance, run_dir, image, dir, shm, next: AtomicU32::new(0) })
+        Ok(Self {
+            spawner,
+            instance,
+            run_dir,
+            image,
+            dir,
+            shm,
+            next: AtomicU32::new(0),
+        })
     }
 
     /// A sandbox that runs `script` with the shell; a folder with `hello.txt` is its source.
@@ -60,7 +74,13 @@ impl World {
             source,
             run_dir: self.run_dir.clone(),
             log_dir: self.dir.path().join(format!("log-{n}")),
-            limits: Limits { memory: 64 << 20, cpus: 2.0, pids: 64, app_size: 8 << 20, tmp_size: 8 << 20 },
+            limits: Limits {
+                memory: 64 << 20,
+                cpus: 2.0,
+                pids: 64,
+                app_size: 8 << 20,
+                tmp_size: 8 << 20,
+            },
             copy_source: true,
             copy_excludes: Vec::new(),
             install: Vec::new(),
@@ -105,13 +125,21 @@ impl World {
 }
 
 pub fn step(script: &str) -> Step {
-    Step { argv: vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()], env: BTreeMap::new(), what: "sh".to_owned() }
+    Step {
+        argv: vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()],
+        env: BTreeMap::new(),
+        what: "sh".to_owned(),
+    }
 }
 
 /// All that was logged by the app, one line each.
 pub fn text(log_dir: &Path) -> String {
     let lines = logs::read_tail(log_dir, 10_000).unwrap();
-    lines.iter().filter(|l| l.stream != logs::LogStream::Berth).map(|l| format!("{}\n", l.text)).collect()
+    lines
+        .iter()
+        .filter(|l| l.stream != logs::LogStream::Berth)
+        .map(|l| format!("{}\n", l.text))
+        .collect()
 }
 
 /// Waits for `condition`, 10 s at most.
@@ -133,13 +161,32 @@ pub async fn all(mut events: Receiver<SandboxEvent>) -> Vec<SandboxEvent> {
 }
 
 fn build_image(image: &Path, busybox: &Path) -> std::io::Result<()> {
-    for dir in ["bin", "dev", "proc", "sys", "tmp", "app", "workspace", "run", "etc/ssl/certs", "root"] {
+    for dir in [
+        "bin",
+        "dev",
+        "proc",
+        "sys",
+        "tmp",
+        "app",
+        "workspace",
+        "run",
+        "etc/ssl/certs",
+        "root",
+    ] {
         fs::create_dir_all(image.join(dir))?;
     }
-    for file in ["etc/resolv.conf", "etc/hosts", "etc/hostname", "etc/ssl/certs/ca-certificates.crt"] {
+    for file in [
+        "etc/resolv.conf",
+        "etc/hosts",
+        "etc/hostname",
+        "etc/ssl/certs/ca-certificates.crt",
+    ] {
         fs::write(image.join(file), "")?;
     }
-    fs::write(image.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/tmp/home:/bin/sh\n")?;
+    fs::write(
+        image.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/tmp/home:/bin/sh\n",
+    )?;
     fs::copy(busybox, image.join("bin/busybox"))?;
     let list = Command::new(busybox).arg("--list").output()?;
     for name in String::from_utf8_lossy(&list.stdout).lines() {
