@@ -71,7 +71,6 @@ pub(crate) fn build(images: &Path, recipe: &Recipe, progress: &mut dyn FnMut(&st
         built: OffsetDateTime::now_utc(),
         recipe_sha256: recipe.sha256().to_owned(),
         versions,
-        env: content.env.clone(),
         packages,
     };
     put_in_place(images, &file, &info)?;
@@ -97,10 +96,12 @@ fn version_in(output: &str) -> Option<String> {
 
 /// Seals `root` as one erofs file: every time stamp the recipe's, every owner root, the UUID from the recipe's digest.
 ///
-/// Not compressed: node maps its 120 MB binary, and pages of a plain file are shared and need no decompression.
+/// Compressed in blocks of 64 KiB: half the size of a plain file at the same time of a cold `node -e 0` (200 ms from this
+/// disk either way: what decompression costs, reading less wins), and there is no difference once it is in memory.
 fn seal(recipe: &Recipe, root: &Path, file: &Path) -> Result<()> {
     let mut mkfs = host("mkfs.erofs");
-    mkfs.arg("--quiet").arg("--all-root").arg("-x-1").arg(format!("-T{}", recipe.content.epoch));
+    mkfs.args(["--quiet", "--all-root", "-x-1", "-zlz4hc,6", "-C65536"]);
+    mkfs.arg(format!("-T{}", recipe.content.epoch));
     mkfs.arg(format!("-U{}", uuid(recipe.sha256()))).arg(file).arg(root);
     run(recipe.name(), "mkfs.erofs", &mut mkfs).map(|_| ())
 }

@@ -21,9 +21,6 @@ pub struct ImageInfo {
     pub recipe_sha256: String,
     /// What is inside, as the programs themselves say: `node` → `24.19.0`.
     pub versions: BTreeMap<String, String>,
-    /// Environment that apps on this image need, set below the app's own.
-    #[serde(default)]
-    pub env: BTreeMap<String, String>,
     /// Debian packages inside with their versions.
     #[serde(default)]
     pub packages: BTreeMap<String, String>,

@@ -71,14 +71,13 @@ pub(crate) fn release(mounts: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Unmounts all images below `mounts`.
-pub(crate) fn unmount_below(mounts: &Path) {
+/// Unmounts all images below `mounts`; tells the first failure, after trying all.
+pub(crate) fn unmount_below(mounts: &Path) -> Result<()> {
     let points = fs::read_dir(mounts).into_iter().flatten().flatten().map(|entry| entry.path());
-    for point in points.filter(|point| point.is_dir()) {
-        if let Err(error) = unmount(&point) {
-            tracing::warn!(path = %point.display(), %error, "image stays mounted");
-        }
-    }
+    points
+        .filter(|point| point.is_dir())
+        .map(|point| unmount(&point).map_err(|e| at("unmount", &point)(e.into())))
+        .fold(Ok(()), Result::and)
 }
 
 fn unmount(point: &Path) -> std::result::Result<(), Errno> {

@@ -21,7 +21,7 @@ use crate::error::at;
 use crate::{ImageError, Result};
 
 /// Part of every recipe's digest: count it up when the builder makes something else of the same recipe.
-const BUILDER: &str = "berth image builder 1";
+const BUILDER: &str = "berth image builder 2";
 
 /// A recipe, read from `images/NAME.toml` and checked.
 #[derive(Debug, Clone)]
@@ -71,9 +71,6 @@ pub(crate) struct Content {
     /// What is left out: globs over absolute paths in the image.
     #[serde(default)]
     pub remove: Vec<String>,
-    /// What apps on this image get in their environment.
-    #[serde(default)]
-    pub env: BTreeMap<String, String>,
     /// Commands that say a version: name → argv.
     #[serde(default)]
     pub versions: BTreeMap<String, Vec<String>>,
@@ -275,7 +272,6 @@ fn merge(base: Content, own: Content) -> Content {
         links: over(base.links, own.links),
         run: join(base.run, own.run),
         remove: join(base.remove, own.remove),
-        env: over(base.env, own.env),
         versions: over(base.versions, own.versions),
     }
 }

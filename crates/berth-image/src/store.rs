@@ -164,10 +164,12 @@ impl ImageStore {
         Ok(root)
     }
 
-    /// Unmounts all images here. Sandboxes keep what they run on: their mounts are their own. A folder that some
-    /// process still stands in stays, with a warning.
-    pub fn unmount_all(&self) {
-        mount::unmount_below(&self.mounts);
+    /// Unmounts all images here. Sandboxes keep what they run on: their mounts are their own.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`] for the first that stays, because some process still stands in it; the others are unmounted.
+    pub fn unmount_all(&self) -> Result<()> {
+        mount::unmount_below(&self.mounts)
     }
 
     /// The file of the image `name`.
