@@ -266,9 +266,20 @@ async fn put(core: &Arc<Core>, job: &Job) -> Result<ObjectInfo, StoreError> {
 
 /// PUTs a draft's snapshot.
 pub(crate) async fn put_content(core: &Core, key: &str, content: &Snapshot, expect: Precondition) -> Result<ObjectInfo, StoreError> {
-    match content {
-        Snapshot::Memory(bytes) => core.store.put(key, bytes.clone(), expect).await,
-        Snapshot::Spilled(file, _) => core.store.put_file(key, &Snapshot::path_of(file), expect).await,
+    let file = match content {
+        Snapshot::Memory(bytes) => return core.store.put(key, bytes.clone(), expect).await,
+        Snapshot::Spilled(file, _) => file.clone(),
+    };
+    // An upload in parts is no `Send` future; a thread of the blocking pool drives it instead.
+    let (store, key, rt) = (core.store.clone(), key.to_owned(), core.rt.clone());
+    let upload = move || rt.block_on(store.put_file(&key, &Snapshot::path_of(&file), expect));
+    match tokio::task::spawn_blocking(upload).await {
+        Ok(stored) => stored,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends: this future is dropped at its next pause.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 
