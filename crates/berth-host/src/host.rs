@@ -39,7 +39,7 @@ pub struct HostParts {
     /// The bucket.
     pub store: Store,
     /// The images of this host.
-    pub images: ImageStore,
+    pub images: Arc<ImageStore>,
     /// Forks keepers; made first thing in `main`.
     pub spawner: Arc<Spawner>,
     /// The sandboxes' network.

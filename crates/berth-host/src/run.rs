@@ -33,16 +33,35 @@ pub struct RunSession {
     pub exec: ExecSession,
     /// The sandbox made for it.
     pub sandbox: Arc<Sandbox>,
+    keep: RunKeep,
+}
+
+/// Keeps the sandbox of a [`RunSession`]; when it is dropped, the sandbox is stopped and removed.
+pub struct RunKeep {
     /// Dropped to have the sandbox removed …
     leave: oneshot::Sender<()>,
     /// … and heard when it is.
     removed: oneshot::Receiver<()>,
 }
 
+impl RunKeep {
+    /// Has the sandbox removed and returns when it is.
+    pub async fn remove(self) {
+        drop(self.leave);
+        // Its sender is dropped when the sandbox is removed.
+        let _ = self.removed.await;
+    }
+}
+
 impl RunSession {
+    /// The command by itself, and what keeps its sandbox: drop that, or [`RunKeep::remove`] it, when the command has ended.
+    pub fn into_parts(self) -> (ExecSession, RunKeep) {
+        (self.exec, self.keep)
+    }
+
     /// Waits for the command, then stops and removes the sandbox. The pipes stay with the caller: take them out first.
     pub async fn wait(self) -> ExitInfo {
-        let Self { mut exec, sandbox, leave, removed } = self;
+        let Self { mut exec, sandbox, keep } = self;
         let exit = match exec.wait().await {
             Ok(exit) => exit,
             Err(error) => {
@@ -50,9 +69,7 @@ impl RunSession {
                 ExitInfo::default()
             }
         };
-        drop(leave);
-        // Its sender is dropped when the sandbox is removed.
-        let _ = removed.await;
+        keep.remove().await;
         exit
     }
 }
@@ -75,8 +92,8 @@ pub(crate) async fn start(
     let last = last_phase(spec.copy_source, spec.install.len());
     let order = Order { spec, image: plan.image.clone() };
     let Made { running, mut events, .. } = ground.sandboxes.create(order).await.map_err(failed)?;
-    // From here on the sandbox is removed whatever happens: when `leave` is dropped, or when the host shuts down.
-    let (leave, removed) = remove_when_left(ground, stop, Arc::clone(&running));
+    // From here on the sandbox is removed whatever happens: when `keep` is dropped, or when the host shuts down.
+    let keep = remove_when_left(ground, stop, Arc::clone(&running));
     let limit = ground.config.install_timeout;
     match tokio::time::timeout(limit, prepared(&mut events, last)).await {
         Ok(Ok(())) => {}
@@ -92,14 +109,14 @@ pub(crate) async fn start(
         .exec(request.exec)
         .await
         .map_err(|error| RunError::Exec { app: app.clone(), command, message: chain(&error) })?;
-    Ok(RunSession { exec, sandbox, leave, removed })
+    Ok(RunSession { exec, sandbox, keep })
 }
 
 fn remove_when_left(
     ground: &Ground,
     stop: CancellationToken,
     running: Arc<dyn Running>,
-) -> (oneshot::Sender<()>, oneshot::Receiver<()>) {
+) -> RunKeep {
     let (leave, left) = oneshot::channel::<()>();
     let (done, removed) = oneshot::channel::<()>();
     let grace = ground.config.stop_grace;
@@ -113,7 +130,7 @@ fn remove_when_left(
         }
         drop(done);
     });
-    (leave, removed)
+    RunKeep { leave, removed }
 }
 
 /// The phase after which a sandbox without a start command is complete.

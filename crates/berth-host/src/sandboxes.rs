@@ -56,7 +56,7 @@ pub(crate) trait Running: Send + Sync + 'static {
 
 /// Sandboxes of this host.
 pub(crate) struct RealSandboxes {
-    pub(crate) images: ImageStore,
+    pub(crate) images: Arc<ImageStore>,
     pub(crate) spawner: Arc<Spawner>,
     pub(crate) network: Arc<Network>,
     pub(crate) sockets: SocketFactory,
@@ -65,7 +65,7 @@ pub(crate) struct RealSandboxes {
 
 impl RealSandboxes {
     async fn make(
-        images: ImageStore,
+        images: Arc<ImageStore>,
         spawner: Arc<Spawner>,
         network: Arc<Network>,
         sockets: SocketFactory,
@@ -99,7 +99,7 @@ impl RealSandboxes {
 impl Sandboxes for RealSandboxes {
     fn create(&self, order: Order) -> BoxFuture<'static, Result<Made, FailReason>> {
         Box::pin(Self::make(
-            self.images.clone(),
+            Arc::clone(&self.images),
             Arc::clone(&self.spawner),
             Arc::clone(&self.network),
             self.sockets.clone(),
