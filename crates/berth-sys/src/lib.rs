@@ -2,6 +2,7 @@
 //! berth-sys.
 
 pub mod loopdev;
+pub mod link;
 pub mod netns;
 pub mod process;
 pub mod packet;

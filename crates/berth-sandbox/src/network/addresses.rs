@@ -73,6 +73,15 @@ impl Ipv4Net {
         u32::from(address) & mask(self.prefix) == u32::from(self.first)
     }
 
+    /// Whether all its addresses can be those of hosts: not this network's, loopback, multicast or reserved.
+    #[must_use]
+    pub fn is_unicast(self) -> bool {
+        let last = self.nth(u32::try_from(self.size() - 1).unwrap_or(u32::MAX));
+        let usable = |address: Ipv4Addr| (1..224).contains(&address.octets()[0]);
+        let loopback = Self::containing(Ipv4Addr::LOCALHOST, 8);
+        usable(self.first) && usable(last) && !loopback.contains(self.first) && !self.contains(Ipv4Addr::LOCALHOST)
+    }
+
     /// How many addresses the range has.
     #[must_use]
     pub fn size(self) -> u64 {
@@ -168,6 +177,22 @@ mod tests {
         let (_, last) = subnet.slot(subnet.slots() - 1).unwrap();
         assert_eq!(last, Ipv4Addr::new(10, 213, 255, 255));
         assert_eq!(subnet.slot(subnet.slots()), None);
+    }
+
+    #[test]
+    fn hosts_are_only_where_hosts_can_be() {
+        for (range, hosts) in [
+            ("10.213.0.0/16", true),
+            ("198.18.0.0/15", true),
+            ("127.0.0.0/16", false),
+            ("126.0.0.0/7", false),
+            ("0.0.0.0/0", false),
+            ("0.1.0.0/16", false),
+            ("224.1.0.0/16", false),
+            ("255.255.0.0/16", false),
+        ] {
+            assert_eq!(range.parse::<Ipv4Net>().unwrap().is_unicast(), hosts, "{range}");
+        }
     }
 
     #[test]

@@ -38,13 +38,22 @@ use super::{Instance, Ipv4Net, NetworkError, blocking};
 const NOT_THE_INTERNET: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
                                 192.168.0.0/16, 224.0.0.0/4, 240.0.0.0/4";
 
+/// Where sandboxes ask for names.
+const DNS: u16 = 53;
+
 /// Where nft may be when `PATH` does not lead to it, as under a bare init.
 const NFT: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
 
-/// Installs the table of `instance`, in place of an earlier one, in one transaction.
-pub(super) async fn install(instance: &Instance, subnet: Ipv4Net, allow: &[Ipv4Net]) -> Result<(), NetworkError> {
+/// Installs the table of `instance`, in place of an earlier one, in one transaction. The forwarder listens on `dns_port` of the
+/// gateway's address.
+pub(super) async fn install(
+    instance: &Instance,
+    subnet: Ipv4Net,
+    allow: &[Ipv4Net],
+    dns_port: u16,
+) -> Result<(), NetworkError> {
     let table = instance.table();
-    let script = format!("{}{}", removal(&table), ruleset(instance, subnet, allow));
+    let script = format!("{}{}", removal(&table), ruleset(instance, subnet, allow, dns_port));
     blocking(move || run("install", &table, &script)).await
 }
 
@@ -75,7 +84,7 @@ pub fn forward_dropped_by() -> Result<Vec<String>, NetworkError> {
 pub fn probe() -> Result<(), NetworkError> {
     let instance: Instance = "probe".parse()?;
     let subnet = Ipv4Net::containing(Ipv4Addr::new(10, 213, 0, 0), 16);
-    let output = nft(&["-c", "-f", "-"], &ruleset(&instance, subnet, &[]))?;
+    let output = nft(&["-c", "-f", "-"], &ruleset(&instance, subnet, &[], DNS + 1))?;
     if output.status.success() {
         Ok(())
     } else {
@@ -102,7 +111,7 @@ fn removal(table: &str) -> String {
     format!("add table inet {table}\ndelete table inet {table}\n")
 }
 
-fn ruleset(instance: &Instance, subnet: Ipv4Net, allow: &[Ipv4Net]) -> String {
+fn ruleset(instance: &Instance, subnet: Ipv4Net, allow: &[Ipv4Net], dns_port: u16) -> String {
     let table = instance.table();
     let links = format!("\"{}*\"", instance.link_prefix());
     let gateway = subnet.gateway();
@@ -112,6 +121,15 @@ fn ruleset(instance: &Instance, subnet: Ipv4Net, allow: &[Ipv4Net]) -> String {
             "elements = {{ {} }};",
             ranges.iter().map(Ipv4Net::to_string).collect::<Vec<_>>().join(", ")
         ),
+    };
+    // Another name server on the host may have port 53 of every address: then the sandboxes' queries are led past it.
+    let elsewhere = match dns_port {
+        DNS => String::new(),
+        port => ["udp", "tcp"]
+            .map(|way| {
+                format!("\n    iifname {links} ip daddr {gateway} {way} dport {DNS} dnat ip to {gateway}:{port}")
+            })
+            .concat(),
     };
     format!(
         r#"table inet {table} {{
@@ -136,8 +154,8 @@ fn ruleset(instance: &Instance, subnet: Ipv4Net, allow: &[Ipv4Net]) -> String {
   }}
   chain to_host {{
     ct state established,related accept
-    ip daddr {gateway} udp dport 53 accept
-    ip daddr {gateway} tcp dport 53 accept
+    ip daddr {gateway} udp dport {dns_port} accept
+    ip daddr {gateway} tcp dport {dns_port} accept
     goto refuse
   }}
   chain forward {{
@@ -157,6 +175,9 @@ fn ruleset(instance: &Instance, subnet: Ipv4Net, allow: &[Ipv4Net]) -> String {
   chain to_sandbox {{
     ct state established,related accept
     drop
+  }}
+  chain names {{
+    type nat hook prerouting priority dstnat; policy accept;{elsewhere}
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
@@ -232,7 +253,12 @@ mod tests {
                 let script = format!(
                     "{}{}",
                     removal(&instance.table()),
-                    ruleset(&instance, "10.213.0.0/16".parse().unwrap(), &allow)
+                    ruleset(
+                        &instance,
+                        "10.213.0.0/16".parse().unwrap(),
+                        &allow,
+                        if allow.is_empty() { 53 } else { 4053 }
+                    )
                 );
                 let output = nft(&["-c", "-f", "-"], &script).unwrap();
                 assert!(

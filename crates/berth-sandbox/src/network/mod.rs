@@ -144,9 +144,11 @@ pub enum NetworkError {
         /// As given.
         name: String,
     },
-    /// The subnet has no room.
-    #[error("subnet {subnet} has no room for sandboxes: choose one of /23 or larger")]
-    TooSmall {
+    /// The subnet's addresses cannot be hosts'.
+    #[error(
+        "subnet {subnet} cannot be used for sandboxes: choose a private one, of /23 or larger, such as 10.213.0.0/16"
+    )]
+    Subnet {
         /// As configured.
         subnet: Ipv4Net,
     },
@@ -211,7 +213,7 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// The forwarder could not listen.
-    #[error("cannot listen for DNS on {address}: does another name server on this host listen on all addresses?")]
+    #[error("cannot listen for DNS on {address}")]
     Listen {
         /// Where.
         address: std::net::SocketAddr,
@@ -264,8 +266,8 @@ impl Network {
     /// Any of [`NetworkError`]; what was made before the error is taken away again.
     pub async fn start(config: NetworkConfig) -> Result<Self, NetworkError> {
         let instance: Instance = config.instance.parse()?;
-        if config.subnet.slots() == 0 {
-            return Err(NetworkError::TooSmall { subnet: config.subnet });
+        if config.subnet.slots() == 0 || !config.subnet.is_unicast() {
+            return Err(NetworkError::Subnet { subnet: config.subnet });
         }
         if !config.enabled {
             let slots = SlotTable::new(instance.clone(), config.subnet, false, USUAL_MTU);
@@ -277,8 +279,7 @@ impl Network {
                 turned_forwarding_on: false,
             });
         }
-        firewall::install(&instance, config.subnet, &config.allow).await?;
-        match Self::start_behind_firewall(&config).await {
+        match Self::make(&instance, &config).await {
             Ok((forwarder, mtu, turned_forwarding_on)) => {
                 let slots = SlotTable::new(instance.clone(), config.subnet, true, mtu);
                 Ok(Self {
@@ -296,15 +297,18 @@ impl Network {
         }
     }
 
-    async fn start_behind_firewall(config: &NetworkConfig) -> Result<(dns::Forwarder, u32, bool), NetworkError> {
+    /// Everything on the host, the firewall before anything is passed on.
+    async fn make(instance: &Instance, config: &NetworkConfig) -> Result<(dns::Forwarder, u32, bool), NetworkError> {
+        let gateway = config.subnet.gateway();
+        let mtu = blocking(move || make_gateway(gateway)).await?;
+        let bound = dns::bind(gateway).await?;
+        firewall::install(instance, config.subnet, &config.allow, bound.port).await?;
         let turned_on = turn_forwarding_on()?;
-        let mtu = blocking({
-            let gateway = config.subnet.gateway();
-            move || make_gateway(gateway)
-        })
-        .await?;
-        let forwarder = dns::Forwarder::start(config.subnet, config.dns.clone()).await?;
-        Ok((forwarder, mtu, turned_on))
+        Ok((
+            dns::Forwarder::start(bound, config.subnet, config.dns.clone()),
+            mtu,
+            turned_on,
+        ))
     }
 
     /// Takes a free slot for a new sandbox.

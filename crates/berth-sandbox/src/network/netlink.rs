@@ -13,10 +13,10 @@ use std::net::Ipv4Addr;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::{AddressMessage, AddressScope};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeader, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rtnetlink::{AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -177,12 +177,20 @@ impl Netlink {
     }
 }
 
+/// Both attributes in any case: a deletion without the local address would take the link's first address, whichever that is.
 fn own_address(link: u32, address: Ipv4Addr) -> AddressMessage {
-    let mut message = AddressMessageBuilder::<Ipv4Addr>::new()
-        .index(link)
-        .address(address, 32)
-        .build();
-    message.header.scope = AddressScope::Host;
+    let mut message = AddressMessage::default();
+    message.header = AddressHeader {
+        family: AddressFamily::Inet,
+        prefix_len: 32,
+        scope: AddressScope::Host,
+        index: link,
+        ..message.header
+    };
+    message.attributes = vec![
+        AddressAttribute::Local(address.into()),
+        AddressAttribute::Address(address.into()),
+    ];
     message
 }
 

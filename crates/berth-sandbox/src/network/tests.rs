@@ -94,6 +94,9 @@ impl World {
             })
             .unwrap();
         here.add_default_route(wan, WORLD).unwrap();
+        berth_sys::link::settle("wan0").unwrap();
+        // New namespaces take this from the machine's own.
+        std::fs::write(IP_FORWARD, "0").unwrap();
         tell_peers(internet.tcp_listener((Ipv4Addr::UNSPECIFIED, PORT).into()).unwrap());
         Self { host, internet }
     }
@@ -239,6 +242,7 @@ fn a_sandbox_reaches_the_internet_with_the_hosts_address_and_nothing_private() {
         let slot = network.lease().unwrap();
         let sandbox = world.sandbox(&slot);
         assert_eq!(reach(&sandbox, WORLD, PORT).await.unwrap(), HOST.to_string());
+        assert!(network.turned_forwarding_on());
         for address in PRIVATE {
             // The host itself does reach it, but for 0/8 and 240/4 where kernels differ.
             if address.octets()[0] != 0 && address.octets()[0] != 240 {
@@ -478,6 +482,20 @@ fn a_link_left_under_a_slots_name_is_replaced() {
 }
 
 #[test]
+fn a_subnet_that_no_host_can_be_in_is_refused_before_anything_is_changed() {
+    on_a_host(|world| async move {
+        for subnet in ["224.1.0.0/16", "127.5.0.0/16", "10.1.1.0/24"] {
+            let error = Network::start(world.config("a", subnet)).await.unwrap_err();
+            assert!(error.to_string().contains(subnet), "{error}");
+        }
+        assert!(matches!(
+            Network::start(world.config("Berth!", "10.213.0.0/16")).await,
+            Err(NetworkError::InstanceName { .. })
+        ));
+    });
+}
+
+#[test]
 fn without_network_a_sandbox_has_loopback_only_and_the_host_is_left_alone() {
     on_a_host(|world| async move {
         let config = NetworkConfig {
@@ -496,13 +514,33 @@ fn without_network_a_sandbox_has_loopback_only_and_the_host_is_left_alone() {
 }
 
 #[test]
-fn a_taken_port_is_an_error_that_leaves_nothing_behind() {
+fn a_name_server_on_all_the_hosts_addresses_is_led_past() {
     on_a_host(|world| async move {
-        let taken = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).unwrap();
-        let error = Network::start(world.config("a", "10.213.0.0/16")).await.unwrap_err();
-        assert!(error.to_string().contains("another name server"), "{error}");
-        drop(taken);
+        resolver(&world, WORLD, [203, 0, 113, 9]);
+        let _taken = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).unwrap();
+        let network = Network::start(world.config("a", "10.213.0.0/16")).await.unwrap();
+        let sandbox = world.sandbox(&network.lease().unwrap());
+        let reply = ask(&sandbox, network.gateway(), 5, "app.example").await.unwrap();
+        assert_eq!(reply[reply.len() - 1], 9);
+        assert_eq!(
+            ask_by_tcp(&sandbox, network.gateway(), "app.example").await.unwrap()[..2],
+            [0, 2]
+        );
+        network.stop().await;
+    });
+}
+
+#[test]
+fn a_stop_leaves_links_addresses_and_tables_as_they_were() {
+    on_a_host(|world| async move {
+        let addresses = || std::fs::read_to_string("/proc/thread-self/net/fib_trie").unwrap();
+        let before = addresses();
+        let network = Network::start(world.config("a", "10.213.0.0/16")).await.unwrap();
+        let _running = world.sandbox(&network.lease().unwrap());
+        assert_ne!(addresses(), before);
+        network.stop().await;
         assert_eq!(world.link_names(), ["lo", "wan0"]);
+        assert_eq!(addresses(), before);
         let tables = std::process::Command::new("nft")
             .args(["list", "tables"])
             .output()

@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use berth_sys::link;
 use berth_sys::netns::Netns;
 use nix::sched::{CloneFlags, unshare};
 
@@ -55,17 +56,19 @@ pub fn wire_inside(spec: &SlotSpec, host_ns: BorrowedFd<'_>) -> Result<(), Netwo
         .peer
         .ok_or_else(|| io::Error::other("eth0 has no other end"))
         .map_err(step("find the host's end"))?;
-    outside
-        .add_address(host_end, spec.gateway, PREFIX)
-        .map_err(step("give the host's end its address"))?;
-    outside.up(host_end).map_err(step("bring the host's end up"))?;
     inside
         .add_address(eth0.index, spec.address, PREFIX)
         .map_err(step("give eth0 its address"))?;
     inside.up(eth0.index).map_err(step("bring eth0 up"))?;
     inside
         .add_default_route(eth0.index, spec.gateway)
-        .map_err(step("add the default route"))
+        .map_err(step("add the default route"))?;
+    outside
+        .add_address(host_end, spec.gateway, PREFIX)
+        .map_err(step("give the host's end its address"))?;
+    outside.up(host_end).map_err(step("bring the host's end up"))?;
+    // eth0 came up before it had anything to talk to: without this the kernel may yet drop the app's first packets.
+    link::settle(INSIDE).map(drop).map_err(step("have eth0 ready to send"))
 }
 
 /// Wires a link between two namespaces made for this and gone afterwards: whether sandboxes can have one, and how long it takes.

@@ -39,6 +39,8 @@ pub(super) use message::tests as example;
 
 /// Where names are asked for.
 const PORT: u16 = 53;
+/// How many ports are tried when 53 is taken.
+const TRIES: usize = 8;
 /// Queries and TCP connections under way, in all.
 const MOST_UNDER_WAY: usize = 1024;
 /// Those of one sandbox. Go programs ask for hundreds of names at once.
@@ -74,6 +76,46 @@ impl Default for DnsConfig {
     }
 }
 
+/// The forwarder's sockets, before anything is served.
+#[derive(Debug)]
+pub(super) struct Bound {
+    udp: UdpSocket,
+    tcp: TcpListener,
+    /// The port: 53, unless somebody else has that.
+    pub port: u16,
+}
+
+/// Binds the gateway's address, which must exist. Where another name server has port 53 of all addresses, any port serves: the
+/// firewall leads the sandboxes' queries there.
+pub(super) async fn bind(gateway: Ipv4Addr) -> Result<Bound, NetworkError> {
+    let mut tried = bind_port(gateway, PORT).await;
+    for _ in 0..TRIES {
+        match tried {
+            // A free port of UDP may be taken for TCP: the next one then.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => tried = bind_port(gateway, 0).await,
+            _ => break,
+        }
+    }
+    let bound = tried.map_err(|source| NetworkError::Listen {
+        address: (gateway, PORT).into(),
+        source,
+    })?;
+    if bound.port != PORT {
+        tracing::info!(%gateway, port = bound.port, "another name server has port 53; sandboxes' queries are led past it");
+    }
+    Ok(bound)
+}
+
+async fn bind_port(gateway: Ipv4Addr, port: u16) -> io::Result<Bound> {
+    let udp = UdpSocket::bind((gateway, port)).await?;
+    let port = udp.local_addr()?.port();
+    Ok(Bound {
+        udp,
+        tcp: TcpListener::bind((gateway, port)).await?,
+        port,
+    })
+}
+
 /// The forwarder: two tasks that end with it.
 #[derive(Debug)]
 pub(super) struct Forwarder {
@@ -81,12 +123,8 @@ pub(super) struct Forwarder {
 }
 
 impl Forwarder {
-    /// Listens on the gateway's address of `subnet`, which must exist, and answers whoever asks from within the subnet.
-    pub(super) async fn start(subnet: Ipv4Net, config: DnsConfig) -> Result<Self, NetworkError> {
-        let address = SocketAddr::new(subnet.gateway().into(), PORT);
-        let failed = |source| NetworkError::Listen { address, source };
-        let udp = UdpSocket::bind(address).await.map_err(failed)?;
-        let tcp = TcpListener::bind(address).await.map_err(failed)?;
+    /// Answers whoever asks from within `subnet`.
+    pub(super) fn start(bound: Bound, subnet: Ipv4Net, config: DnsConfig) -> Self {
         let service = Arc::new(Service {
             subnet,
             config,
@@ -94,10 +132,10 @@ impl Forwarder {
             under_way: Mutex::default(),
         });
         let tasks = [
-            tokio::spawn(serve_udp(udp, Arc::clone(&service))),
-            tokio::spawn(serve_tcp(tcp, service)),
+            tokio::spawn(serve_udp(bound.udp, Arc::clone(&service))),
+            tokio::spawn(serve_tcp(bound.tcp, service)),
         ];
-        Ok(Self { tasks })
+        Self { tasks }
     }
 
     /// Ends both tasks and gives the port back before it returns.
