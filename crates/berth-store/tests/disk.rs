@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -92,6 +93,9 @@ async fn a_full_disk_refuses_writes_keeps_everything_and_lets_go_by_deleting() {
         "nothing half-made stays"
     );
 
+    // Not one byte left for the deletions either.
+    let mut rest = std::fs::File::create(disk.path.join("somebody-elses")).unwrap();
+    while rest.write_all(&[1; 4096]).is_ok() {}
     for (key, _) in &kept {
         store.delete(key).await.unwrap();
     }
@@ -139,7 +143,7 @@ async fn a_database_of_deleted_objects_becomes_small_at_the_next_start() {
     f.server.shutdown().await;
     let file = f.dir.path().join("berth.redb");
     let before = std::fs::metadata(&file).unwrap().len();
-    assert!(before > 48 << 20, "{before}");
+    assert!(before > 20 << 20, "{before}");
     let (server, store) = serve(f.dir.path()).await;
     let after = std::fs::metadata(&file).unwrap().len();
     assert!(after < 8 << 20, "{before} bytes became {after}");

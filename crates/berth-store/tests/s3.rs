@@ -481,6 +481,9 @@ async fn a_streamed_body_with_its_checksum_behind_it_is_taken() {
     std::fs::write(&file, &body).unwrap();
     // aws-chunked, with a trailing CRC: what current AWS clients send by default.
     let put = raw(f.server.local_addr()).put_object().bucket(BUCKET).key("k");
-    put.body(ByteStream::from_path(&file).await.unwrap()).send().await.unwrap();
+    put.body(ByteStream::from_path(&file).await.unwrap())
+        .send()
+        .await
+        .unwrap();
     assert!(f.store.get("k").await.unwrap().1 == body);
 }

@@ -26,10 +26,13 @@ pub(super) const BODIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(
 pub(super) const UPLOADS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("uploads");
 pub(super) const PARTS: TableDefinition<'_, (&str, u32), &[u8]> = TableDefinition::new("parts");
 
+/// How many tables there are.
+const TABLES: usize = 5;
+
 /// Enough for the tree's inner pages and the bodies in use; redb's own default is 1 GiB.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// A file with more slack than this, and more slack than content, is compacted at start.
-const COMPACT_ABOVE: u64 = 32 * 1024 * 1024;
+const COMPACT_ABOVE: u64 = 16 * 1024 * 1024;
 
 /// A failure of the database, whichever of its calls it was.
 #[derive(Debug, thiserror::Error)]
@@ -58,23 +61,23 @@ pub(super) fn is_disk_full(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// Opens the database. An existing one is not written to: it must open on a full disk too.
 pub(super) fn open_database(path: &Path) -> Result<Database, DbError> {
-    let mut db = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
-    let txn = db.begin_write()?;
-    {
+    let db = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+    if db.begin_read()?.list_tables()?.count() < TABLES {
+        let txn = db.begin_write()?;
         txn.open_table(BUCKETS)?;
         txn.open_table(OBJECTS)?;
         txn.open_table(BODIES)?;
         txn.open_table(UPLOADS)?;
         txn.open_table(PARTS)?;
+        txn.commit()?;
     }
-    txn.commit()?;
-    compact(&mut db, path)?;
     Ok(db)
 }
 
 /// Gives the file system back what deleted objects held, when that is worth the rewriting.
-fn compact(db: &mut Database, path: &Path) -> Result<(), DbError> {
+pub(super) fn compact(db: &mut Database, path: &Path) -> Result<(), DbError> {
     let size = fs::metadata(path).map_or(0, |m| m.len());
     if size < COMPACT_ABOVE {
         return Ok(());

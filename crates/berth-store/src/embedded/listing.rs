@@ -6,8 +6,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::dto::*;
 use s3s::{S3Result, s3_error};
 
+use super::convert::{etag, signed, timestamp};
 use super::index::{Listing, Page};
-use super::service::{etag, signed, timestamp};
 use super::writer::Shared;
 
 /// S3's most; a client that asks for more gets this many.

@@ -9,6 +9,7 @@
 //! An answer to a write is sent when it is durable: a `kill -9` or a power cut at any moment loses nothing that was
 //! answered. One process owns the folder; a second one is refused by the database's lock.
 
+mod convert;
 mod disk;
 mod index;
 mod listing;
@@ -17,6 +18,7 @@ mod receive;
 mod record;
 mod send;
 mod service;
+mod stage;
 mod writer;
 
 use std::io;
@@ -226,7 +228,16 @@ fn open(dir: &Path, fed_bucket: String) -> Result<Shared, EmbeddedError> {
             source: Box::new(e),
         },
     };
-    let db = disk::open_database(&db_path).map_err(failed)?;
+    let mut db = disk::open_database(&db_path).map_err(failed)?;
+    if let Err(error) = disk::compact(&mut db, &db_path) {
+        // On a full disk, say. The file just stays as large as it is.
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "cannot compact the database; going on with it"
+        );
+        drop(db);
+        db = disk::open_database(&db_path).map_err(failed)?;
+    }
     let (index, last_body) = disk::load(&db).map_err(failed)?;
     let blobs = disk::Blobs::open(dir.join("blobs"), &index, last_body).map_err(folder)?;
     // The names of the database and the folder of blobs must be as durable as what is in them.

@@ -7,10 +7,11 @@ use std::ops::Range;
 use s3s::dto::*;
 use s3s::{S3Result, s3_error};
 
+use super::convert::{check_copy_source, copy_source, etag_of_parts, signed, timestamp};
 use super::receive::{Announced, Place, Received, receive};
 use super::record::{Blob, Body, Headers, Part, Record, Upload, now_secs};
 use super::send::open;
-use super::service::{Service, check_copy_source, copy_source, etag_of_parts, signed, timestamp};
+use super::service::Service;
 use super::writer::{Order, Shared, When};
 
 /// The smallest part but for the last one, as S3 has it.
