@@ -10,7 +10,10 @@ fn main() -> Result<(), ImageError> {
     let store = ImageStore::open(images.clone(), images.join(".mounts"))?;
     for name in arguments {
         let info = store.build(&Recipe::find(&name)?, &mut |what| println!("{what}"))?;
-        println!("{}: {} bytes, sha256 {}, {:?}", info.name, info.size, info.sha256, info.versions);
+        println!(
+            "{}: {} bytes, sha256 {}, {:?}",
+            info.name, info.size, info.sha256, info.versions
+        );
     }
     Ok(())
 }

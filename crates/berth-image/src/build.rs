@@ -26,7 +26,11 @@ pub(crate) fn build(images: &Path, recipe: &Recipe, progress: &mut dyn FnMut(&st
     let (name, content) = (recipe.name(), &recipe.content);
     if !content.arch.is_empty() && content.arch != std::env::consts::ARCH {
         let (name, recipe) = (name.to_owned(), content.arch.clone());
-        return Err(ImageError::WrongProcessor { name, recipe, host: std::env::consts::ARCH });
+        return Err(ImageError::WrongProcessor {
+            name,
+            recipe,
+            host: std::env::consts::ARCH,
+        });
     }
     check_tools()?;
     if !content.wheels.is_empty() {
@@ -55,7 +59,9 @@ pub(crate) fn build(images: &Path, recipe: &Recipe, progress: &mut dyn FnMut(&st
     for step in &content.run {
         progress(&step.what);
         let mut command = inside(&root, &step.argv);
-        command.env("SOURCE_DATE_EPOCH", content.epoch.to_string()).envs(&step.env);
+        command
+            .env("SOURCE_DATE_EPOCH", content.epoch.to_string())
+            .envs(&step.env);
         run(name, &step.what, &mut command)?;
     }
     tidy::tidy(recipe, &root)?;
@@ -81,15 +87,24 @@ pub(crate) fn build(images: &Path, recipe: &Recipe, progress: &mut dyn FnMut(&st
 fn versions(recipe: &Recipe, root: &Path) -> Result<BTreeMap<String, String>> {
     let mut versions = BTreeMap::new();
     for (program, argv) in &recipe.content.versions {
-        let output = run(recipe.name(), &format!("running `{}`", argv.join(" ")), &mut inside(root, argv))?;
-        versions.insert(program.clone(), version_in(&output).unwrap_or_else(|| output.trim().to_owned()));
+        let output = run(
+            recipe.name(),
+            &format!("running `{}`", argv.join(" ")),
+            &mut inside(root, argv),
+        )?;
+        versions.insert(
+            program.clone(),
+            version_in(&output).unwrap_or_else(|| output.trim().to_owned()),
+        );
     }
     Ok(versions)
 }
 
 /// `v24.19.0` → `24.19.0`; `go version go1.27.3 linux/amd64` → `1.27.3`.
 fn version_in(output: &str) -> Option<String> {
-    let words = output.split(|c: char| c.is_whitespace() || c == '/').filter(|word| word.contains('.'));
+    let words = output
+        .split(|c: char| c.is_whitespace() || c == '/')
+        .filter(|word| word.contains('.'));
     let mut numbers = words.map(|word| word.trim_start_matches(|c: char| !c.is_ascii_digit()));
     numbers.find(|word| !word.is_empty()).map(str::to_owned)
 }
@@ -109,7 +124,14 @@ fn seal(recipe: &Recipe, root: &Path, file: &Path) -> Result<()> {
 /// A UUID of version 8 (made by a rule of one's own) out of a hex digest.
 fn uuid(digest: &str) -> String {
     let part = |range| digest.get(range).unwrap_or("000000000000");
-    format!("{}-{}-8{}-8{}-{}", part(0..8), part(8..12), part(13..16), part(17..20), part(20..32))
+    format!(
+        "{}-{}-8{}-8{}-{}",
+        part(0..8),
+        part(8..12),
+        part(13..16),
+        part(17..20),
+        part(20..32)
+    )
 }
 
 /// The file first, then its record: an image without a fitting record counts as not built.
@@ -127,7 +149,9 @@ fn put_in_place(images: &Path, file: &Path, info: &ImageInfo) -> Result<()> {
 }
 
 fn sync(path: &Path) -> Result<()> {
-    fs::File::open(path).and_then(|file| file.sync_all()).map_err(at("sync", path))
+    fs::File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(at("sync", path))
 }
 
 /// What a killed build left; failing to remove it is no reason not to build.

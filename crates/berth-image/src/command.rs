@@ -39,16 +39,27 @@ pub(crate) fn check_tools() -> Result<()> {
 /// Checks that the host's Python has pip; apart from the others because only wheels need it.
 pub(crate) fn check_pip() -> Result<()> {
     let mut pip = Command::new("python3");
-    match pip.args(["-m", "pip", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status() {
+    match pip
+        .args(["-m", "pip", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+    {
         Ok(status) if status.success() => Ok(()),
-        _ => Err(ImageError::MissingTool { program: "pip", package: "python3-pip" }),
+        _ => Err(ImageError::MissingTool {
+            program: "pip",
+            package: "python3-pip",
+        }),
     }
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).chain(system).map(|dir| dir.join(program)).find(|file| file.is_file())
+    env::split_paths(&path)
+        .chain(system)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
 }
 
 /// A command for `program`, found on PATH or among the system's programs (which PATH of a plain user lacks).
@@ -71,7 +82,17 @@ pub(crate) fn inside(root: &Path, argv: &[String]) -> Command {
         mount --rbind /dev "$0/dev"
         exec chroot "$0" "$@""#;
     let mut command = host("unshare");
-    command.args(["--mount", "--pid", "--net", "--fork", "--kill-child", "--", "sh", "-c", SCRIPT]);
+    command.args([
+        "--mount",
+        "--pid",
+        "--net",
+        "--fork",
+        "--kill-child",
+        "--",
+        "sh",
+        "-c",
+        SCRIPT,
+    ]);
     command.arg(root).args(argv).env_clear();
     command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     command.env("HOME", "/tmp").env("LANG", "C.UTF-8").env("TMPDIR", "/tmp");
@@ -80,11 +101,16 @@ pub(crate) fn inside(root: &Path, argv: &[String]) -> Command {
 
 /// Runs a command of the build of image `name` to its end and returns what it printed on its standard output.
 pub(crate) fn run(name: &str, what: &str, command: &mut Command) -> Result<String> {
-    let failed =
-        |status: String, tail: Vec<String>| ImageError::Step { name: name.to_owned(), what: what.to_owned(), status, tail };
-    let output = command.stdin(Stdio::null()).output().map_err(|e| {
-        failed(format!("{}: {e}", command.get_program().to_string_lossy()), Vec::new())
-    })?;
+    let failed = |status: String, tail: Vec<String>| ImageError::Step {
+        name: name.to_owned(),
+        what: what.to_owned(),
+        status,
+        tail,
+    };
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| failed(format!("{}: {e}", command.get_program().to_string_lossy()), Vec::new()))?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
         return Ok(stdout);
@@ -102,9 +128,16 @@ mod tests {
 
     #[test]
     fn a_failed_step_shows_the_last_lines_and_the_status() {
-        let error = run("node", "counting", Command::new("sh").args(["-c", "seq 1 100; echo bad >&2; exit 3"]));
+        let error = run(
+            "node",
+            "counting",
+            Command::new("sh").args(["-c", "seq 1 100; echo bad >&2; exit 3"]),
+        );
         let text = error.unwrap_err().to_string();
         assert!(text.contains("image node: counting failed (exit status: 3)"), "{text}");
-        assert!(text.contains("\n    bad") && text.contains("\n    100") && !text.contains("\n    50\n"), "{text}");
+        assert!(
+            text.contains("\n    bad") && text.contains("\n    100") && !text.contains("\n    50\n"),
+            "{text}"
+        );
     }
 }

@@ -20,12 +20,21 @@ pub(crate) fn lay(image: &str, content: &Content, scratch: &Path, root: &Path) -
     let mut command = host("mmdebstrap");
     command.args(["--quiet", "--mode=root", "--variant=extract", "--components=main"]);
     command.arg(format!("--include={}", content.packages.join(",")));
-    command.arg(format!("--extract-hook=ls \"$1/var/cache/apt/archives\" > '{}'", archives.display()));
-    command.arg("--aptopt=Acquire::Retries \"3\"").arg("--aptopt=Acquire::Languages \"none\"");
+    command.arg(format!(
+        "--extract-hook=ls \"$1/var/cache/apt/archives\" > '{}'",
+        archives.display()
+    ));
+    command
+        .arg("--aptopt=Acquire::Retries \"3\"")
+        .arg("--aptopt=Acquire::Languages \"none\"");
     command.arg(&content.suite).arg(root);
     command.args(mirror());
     command.env("SOURCE_DATE_EPOCH", content.epoch.to_string());
-    run(image, &format!("unpacking Debian {}'s packages", content.suite), &mut command)?;
+    run(
+        image,
+        &format!("unpacking Debian {}'s packages", content.suite),
+        &mut command,
+    )?;
     let listing = fs::read_to_string(&archives).map_err(at("read", &archives))?;
     Ok(listing.lines().filter_map(package).collect())
 }
@@ -39,10 +48,17 @@ fn package(file: &str) -> Option<(String, String)> {
 /// The mirror that this host itself uses for Debian; None: mmdebstrap's own default.
 fn mirror() -> Option<String> {
     let dir = Path::new("/etc/apt/sources.list.d");
-    let listed = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let listed = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     let mut files: Vec<_> = listed.chain([Path::new("/etc/apt/sources.list").to_owned()]).collect();
     files.sort();
-    files.iter().filter_map(|file| fs::read_to_string(file).ok()).find_map(|text| mirror_in(&text))
+    files
+        .iter()
+        .filter_map(|file| fs::read_to_string(file).ok())
+        .find_map(|text| mirror_in(&text))
 }
 
 /// The first Debian archive in an apt source list of either format. Security and other vendors' archives do not count:
@@ -63,15 +79,22 @@ mod tests {
     fn the_hosts_own_mirror_is_found_in_both_formats_and_only_debians() {
         let deb822 = "Types: deb\n# http://a.invalid/debian\nURIs: http://mirror.invalid/debian\nSuites: trixie\n";
         assert_eq!(mirror_in(deb822).as_deref(), Some("http://mirror.invalid/debian"));
-        let one_line = "# deb http://x.invalid/debian trixie main\ndeb [signed-by=/k] https://m.invalid/debian/ trixie main\n";
+        let one_line =
+            "# deb http://x.invalid/debian trixie main\ndeb [signed-by=/k] https://m.invalid/debian/ trixie main\n";
         assert_eq!(mirror_in(one_line).as_deref(), Some("https://m.invalid/debian"));
-        assert_eq!(mirror_in("Types: deb\nURIs: http://mirror.invalid/debian-security\n"), None);
+        assert_eq!(
+            mirror_in("Types: deb\nURIs: http://mirror.invalid/debian-security\n"),
+            None
+        );
         assert_eq!(mirror_in("deb https://vendor.invalid/node_20.x nodistro main\n"), None);
     }
 
     #[test]
     fn a_package_file_says_its_name_and_version() {
-        assert_eq!(package("libcap2_1%3a2.75-10_amd64.deb"), Some(("libcap2".into(), "1:2.75-10".into())));
+        assert_eq!(
+            package("libcap2_1%3a2.75-10_amd64.deb"),
+            Some(("libcap2".into(), "1:2.75-10".into()))
+        );
         assert_eq!(package("lock"), None);
     }
 }

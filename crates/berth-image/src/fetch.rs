@@ -24,7 +24,15 @@ pub(crate) fn wheel(image: &str, wheel: &Wheel, scratch: &Path, root: &Path) -> 
     let pin = format!("{}=={} --hash=sha256:{}\n", wheel.name, wheel.version, wheel.sha256);
     fs::write(&pins, pin).map_err(at("write", &pins))?;
     let mut pip = host("python3");
-    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]);
+    pip.args([
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+    ]);
     pip.arg("--dest").arg(&dir).arg("--requirement").arg(&pins);
     run(image, &format!("fetching {} {}", wheel.name, wheel.version), &mut pip)?;
     let file = only_file(image, &wheel.name, &dir, "whl")?;
@@ -43,16 +51,28 @@ pub(crate) fn wheel(image: &str, wheel: &Wheel, scratch: &Path, root: &Path) -> 
 pub(crate) fn npm(image: &str, package: &NpmPackage, scratch: &Path, root: &Path) -> Result<()> {
     let dir = fresh_dir(scratch)?;
     let mut npm = staged_npm(root);
-    npm.args(["pack", "--silent", "--ignore-scripts"]).arg(format!("{}@{}", package.name, package.version));
+    npm.args(["pack", "--silent", "--ignore-scripts"])
+        .arg(format!("{}@{}", package.name, package.version));
     npm.current_dir(&dir);
-    run(image, &format!("fetching {} {}", package.name, package.version), &mut npm)?;
+    run(
+        image,
+        &format!("fetching {} {}", package.name, package.version),
+        &mut npm,
+    )?;
     let file = only_file(image, &package.name, &dir, "tgz")?;
     let found = format!("sha512-{}", STANDARD.encode(digest::<Sha512>(&file)?));
     check(image, &package.name, found, &package.integrity)?;
     let unpacked = dir.join("unpacked");
     fs::create_dir(&unpacked).map_err(at("create", &unpacked))?;
     let mut tar = host("tar");
-    tar.args(["--extract", "--gzip", "--no-same-owner", "--strip-components=1", "--file"]).arg(&file);
+    tar.args([
+        "--extract",
+        "--gzip",
+        "--no-same-owner",
+        "--strip-components=1",
+        "--file",
+    ])
+    .arg(&file);
     tar.arg("--directory").arg(&unpacked);
     run(image, &format!("unpacking {}", package.name), &mut tar)?;
     for take in &package.take {
@@ -64,7 +84,9 @@ pub(crate) fn npm(image: &str, package: &NpmPackage, scratch: &Path, root: &Path
 fn staged_npm(root: &Path) -> Command {
     let mut command = host(&root.join("lib64/ld-linux-x86-64.so.2").to_string_lossy());
     command.arg("--library-path").arg(root.join("usr/lib/x86_64-linux-gnu"));
-    command.arg(root.join("usr/local/bin/node")).arg(root.join("usr/local/lib/node_modules/npm/bin/npm-cli.js"));
+    command
+        .arg(root.join("usr/local/bin/node"))
+        .arg(root.join("usr/local/lib/node_modules/npm/bin/npm-cli.js"));
     command
 }
 
@@ -85,7 +107,11 @@ fn only_file(image: &str, package: &str, dir: &Path, extension: &str) -> Result<
         }
     }
     let path = format!("file ending in .{extension}");
-    Err(ImageError::NotInPackage { name: image.to_owned(), package: package.to_owned(), path })
+    Err(ImageError::NotInPackage {
+        name: image.to_owned(),
+        package: package.to_owned(),
+        path,
+    })
 }
 
 /// The digest of a file's content.
@@ -111,7 +137,11 @@ fn check(image: &str, package: &str, found: String, pinned: &str) -> Result<()> 
 /// The part of `path` below `from`: empty if they are the same, None if it lies elsewhere.
 fn below<'a>(path: &'a str, from: &str) -> Option<&'a str> {
     let rest = path.strip_prefix(from)?;
-    if rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
+    if rest.is_empty() {
+        Some(rest)
+    } else {
+        rest.strip_prefix('/')
+    }
 }
 
 fn destination(root: &Path, take: &Take, rest: &str) -> PathBuf {
@@ -125,7 +155,11 @@ fn mode(take: &Take, own: Option<u32>) -> u32 {
 }
 
 fn take_from_zip(image: &str, package: &str, file: &Path, take: &Take, root: &Path) -> Result<()> {
-    let broken = |source| ImageError::Unpack { name: image.to_owned(), path: file.to_owned(), source };
+    let broken = |source| ImageError::Unpack {
+        name: image.to_owned(),
+        path: file.to_owned(),
+        source,
+    };
     let reader = File::open(file).map_err(at("read", file))?;
     let mut archive = zip::ZipArchive::new(reader).map_err(broken)?;
     let mut taken = 0_usize;
@@ -152,13 +186,28 @@ fn take_from_folder(image: &str, package: &str, folder: &Path, take: &Take, root
     let mut taken = 0_usize;
     for entry in WalkDir::new(folder).sort_by_file_name() {
         let entry = entry.map_err(|e| at("read", folder)(e.into()))?;
-        let path = entry.path().strip_prefix(folder).unwrap_or(entry.path()).to_string_lossy().into_owned();
-        let rest = if take.from == "." { Some(path.as_str()) } else { below(&path, &take.from) };
-        let Some(rest) = rest.filter(|_| entry.file_type().is_file()) else { continue };
+        let path = entry
+            .path()
+            .strip_prefix(folder)
+            .unwrap_or(entry.path())
+            .to_string_lossy()
+            .into_owned();
+        let rest = if take.from == "." {
+            Some(path.as_str())
+        } else {
+            below(&path, &take.from)
+        };
+        let Some(rest) = rest.filter(|_| entry.file_type().is_file()) else {
+            continue;
+        };
         let to = destination(root, take, rest);
         make_parent(&to)?;
         fs::copy(entry.path(), &to).map_err(at("write", &to))?;
-        let own = entry.metadata().map_err(|e| at("read", entry.path())(e.into()))?.permissions().mode();
+        let own = entry
+            .metadata()
+            .map_err(|e| at("read", entry.path())(e.into()))?
+            .permissions()
+            .mode();
         set_mode(&to, mode(take, Some(own)))?;
         taken += 1;
     }
@@ -169,7 +218,11 @@ fn anything(image: &str, package: &str, take: &Take, taken: usize) -> Result<()>
     if taken > 0 {
         return Ok(());
     }
-    Err(ImageError::NotInPackage { name: image.to_owned(), package: package.to_owned(), path: take.from.clone() })
+    Err(ImageError::NotInPackage {
+        name: image.to_owned(),
+        package: package.to_owned(),
+        path: take.from.clone(),
+    })
 }
 
 fn make_parent(path: &Path) -> Result<()> {
@@ -203,7 +256,11 @@ mod tests {
     }
 
     fn take(from: &str, to: &str) -> Take {
-        Take { from: from.to_owned(), to: to.to_owned(), executable: false }
+        Take {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            executable: false,
+        }
     }
 
     #[test]
@@ -211,10 +268,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         take_from_zip("x", "p", &archive(dir.path()), &take("tool/bin", "/usr/bin"), &root).unwrap();
-        let files: Vec<_> = WalkDir::new(&root).into_iter().flatten().filter(|e| e.file_type().is_file()).collect();
+        let files: Vec<_> = WalkDir::new(&root)
+            .into_iter()
+            .flatten()
+            .filter(|e| e.file_type().is_file())
+            .collect();
         assert_eq!(files.len(), 1);
         assert_eq!(files[0].path(), root.join("usr/bin/run"));
-        assert_eq!(fs::metadata(files[0].path()).unwrap().permissions().mode() & 0o777, 0o755);
+        assert_eq!(
+            fs::metadata(files[0].path()).unwrap().permissions().mode() & 0o777,
+            0o755
+        );
     }
 
     #[test]

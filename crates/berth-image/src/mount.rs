@@ -13,7 +13,11 @@ use crate::{ImageError, Result};
 
 /// Mounts the image file at the folder `at`.
 pub(crate) fn mount(name: &str, file: &Path, at: &Path) -> Result<()> {
-    let failed = |source: std::io::Error| ImageError::Mount { name: name.to_owned(), path: file.to_owned(), source };
+    let failed = |source: std::io::Error| ImageError::Mount {
+        name: name.to_owned(),
+        path: file.to_owned(),
+        source,
+    };
     match mount_erofs(file, at) {
         // The kernel wants a block device: it cannot mount erofs from a file.
         Err(Errno::ENOTBLK) => {
@@ -31,7 +35,9 @@ fn mount_erofs(source: &Path, at: &Path) -> std::result::Result<(), Errno> {
 
 /// Whether something is mounted at `path` itself.
 pub(crate) fn is_mounted(path: &Path) -> Result<bool> {
-    let (Ok(own), Some(parent)) = (fs::metadata(path), path.parent()) else { return Ok(false) };
+    let (Ok(own), Some(parent)) = (fs::metadata(path), path.parent()) else {
+        return Ok(false);
+    };
     Ok(own.dev() != fs::metadata(parent).map_err(at("read", parent))?.dev())
 }
 
@@ -41,7 +47,10 @@ fn mounts_of(mounts: &Path, name: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(mounts).map_err(at("read", mounts))? {
         let path = entry.map_err(at("read", mounts))?.path();
-        if path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&prefix)) {
+        if path
+            .file_name()
+            .is_some_and(|file| file.to_string_lossy().starts_with(&prefix))
+        {
             found.push(path);
         }
     }
@@ -55,7 +64,10 @@ pub(crate) fn release(mounts: &Path, name: &str) -> Result<()> {
         if is_mounted(point)? {
             let users = users(point)?;
             if !users.is_empty() {
-                return Err(ImageError::InUse { name: name.to_owned(), users: said(&users) });
+                return Err(ImageError::InUse {
+                    name: name.to_owned(),
+                    users: said(&users),
+                });
             }
         }
     }
@@ -63,7 +75,10 @@ pub(crate) fn release(mounts: &Path, name: &str) -> Result<()> {
         match unmount(point) {
             Err(Errno::EBUSY) => {
                 let users = "a process whose folder is there".to_owned();
-                return Err(ImageError::InUse { name: name.to_owned(), users });
+                return Err(ImageError::InUse {
+                    name: name.to_owned(),
+                    users,
+                });
             }
             other => other.map_err(|e| at("unmount", point)(e.into()))?,
         }
@@ -73,7 +88,11 @@ pub(crate) fn release(mounts: &Path, name: &str) -> Result<()> {
 
 /// Unmounts all images below `mounts`; tells the first failure, after trying all.
 pub(crate) fn unmount_below(mounts: &Path) -> Result<()> {
-    let points = fs::read_dir(mounts).into_iter().flatten().flatten().map(|entry| entry.path());
+    let points = fs::read_dir(mounts)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     points
         .filter(|point| point.is_dir())
         .map(|point| unmount(&point).map_err(|e| at("unmount", &point)(e.into())))
@@ -93,20 +112,29 @@ fn unmount(point: &Path) -> std::result::Result<(), Errno> {
 /// The processes, one for each other mount namespace, that have the file system at `point` mounted too.
 fn users(point: &Path) -> Result<Vec<i32>> {
     let about = fs::metadata(point).map_err(at("read", point))?;
-    let device = format!("{}:{}", nix::sys::stat::major(about.dev()), nix::sys::stat::minor(about.dev()));
+    let device = format!(
+        "{}:{}",
+        nix::sys::stat::major(about.dev()),
+        nix::sys::stat::minor(about.dev())
+    );
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     let mut seen: BTreeSet<PathBuf> = namespace("self").into_iter().collect();
     let mut users = Vec::new();
     for entry in fs::read_dir("/proc").map_err(at("read", "/proc"))?.flatten() {
         let name = entry.file_name();
-        let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else { continue };
+        let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else {
+            continue;
+        };
         // Processes come and go while we look: one that is gone uses nothing.
         let Some(ns) = namespace(pid) else { continue };
         if !seen.insert(ns) {
             continue;
         }
         let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-        if table.lines().any(|line| line.split(' ').nth(2) == Some(device.as_str())) {
+        if table
+            .lines()
+            .any(|line| line.split(' ').nth(2) == Some(device.as_str()))
+        {
             users.extend(pid.parse::<i32>());
         }
     }
@@ -115,6 +143,10 @@ fn users(point: &Path) -> Result<Vec<i32>> {
 
 fn said(pids: &[i32]) -> String {
     let list: Vec<String> = pids.iter().take(5).map(i32::to_string).collect();
-    let more = if pids.len() > 5 { format!(" and {} more", pids.len() - 5) } else { String::new() };
+    let more = if pids.len() > 5 {
+        format!(" and {} more", pids.len() - 5)
+    } else {
+        String::new()
+    };
     format!("process {}{more}", list.join(", "))
 }

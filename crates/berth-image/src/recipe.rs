@@ -130,18 +130,31 @@ impl Recipe {
         digest.update(BUILDER);
         let content = read(recipes_dir, name, &mut digest, 0)?;
         let path = recipes_dir.join(format!("{name}.toml"));
-        let mistake = |mistake: &str| ImageError::BadRecipe { path: path.clone(), mistake: mistake.to_owned() };
+        let mistake = |mistake: &str| ImageError::BadRecipe {
+            path: path.clone(),
+            mistake: mistake.to_owned(),
+        };
         if content.suite.is_empty() {
             return Err(mistake("`suite` is missing: name Debian's suite"));
         }
         if content.epoch == 0 {
-            return Err(mistake("`epoch` is missing: the time that every file of the image gets"));
+            return Err(mistake(
+                "`epoch` is missing: the time that every file of the image gets",
+            ));
         }
-        let recipe = Recipe { dir: recipes_dir.to_owned(), name: name.to_owned(), sha256: String::new(), content };
+        let recipe = Recipe {
+            dir: recipes_dir.to_owned(),
+            name: name.to_owned(),
+            sha256: String::new(),
+            content,
+        };
         for tree in recipe.trees() {
             digest_tree(&tree, &mut digest)?;
         }
-        Ok(Recipe { sha256: hex::encode(digest.finalize()), ..recipe })
+        Ok(Recipe {
+            sha256: hex::encode(digest.finalize()),
+            ..recipe
+        })
     }
 
     /// Finds a recipe by name in `$BERTH_RECIPES`, `./images`, `/usr/share/berth/images`: the first that has it.
@@ -151,16 +164,26 @@ impl Recipe {
     pub fn find(name: &str) -> Result<Recipe> {
         check_name(name)?;
         let looked_in = Self::folders();
-        match looked_in.iter().find(|folder| folder.join(format!("{name}.toml")).is_file()) {
+        match looked_in
+            .iter()
+            .find(|folder| folder.join(format!("{name}.toml")).is_file())
+        {
             Some(folder) => Recipe::load(folder, name),
-            None => Err(ImageError::NoRecipe { name: name.to_owned(), looked_in }),
+            None => Err(ImageError::NoRecipe {
+                name: name.to_owned(),
+                looked_in,
+            }),
         }
     }
 
     /// The folders that [`Recipe::find`] searches, in order.
     pub fn folders() -> Vec<PathBuf> {
-        let said = std::env::var_os("BERTH_RECIPES").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        said.into_iter().chain(["images".into(), "/usr/share/berth/images".into()]).collect()
+        let said = std::env::var_os("BERTH_RECIPES")
+            .filter(|dir| !dir.is_empty())
+            .map(PathBuf::from);
+        said.into_iter()
+            .chain(["images".into(), "/usr/share/berth/images".into()])
+            .collect()
     }
 
     /// The names of all recipes that make an image (`base` only serves others): those in `recipes_dir`, or in the
@@ -171,7 +194,10 @@ impl Recipe {
     pub fn names(recipes_dir: Option<&Path>) -> Result<Vec<String>> {
         let looked_in = recipes_dir.map_or_else(Self::folders, |dir| vec![dir.to_owned()]);
         let Some(dir) = looked_in.iter().find(|dir| dir.is_dir()) else {
-            return Err(ImageError::NoRecipe { name: "base".to_owned(), looked_in });
+            return Err(ImageError::NoRecipe {
+                name: "base".to_owned(),
+                looked_in,
+            });
         };
         let mut names = Vec::new();
         for entry in fs::read_dir(dir).map_err(at("read", dir))? {
@@ -209,7 +235,12 @@ impl Recipe {
 
     /// The folders that are laid over the image, in order.
     pub(crate) fn trees(&self) -> Vec<PathBuf> {
-        let rootfs = self.dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).join("rootfs");
+        let rootfs = self
+            .dir
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."))
+            .join("rootfs");
         self.content.files.iter().map(|name| rootfs.join(name)).collect()
     }
 }
@@ -228,13 +259,19 @@ fn read(dir: &Path, name: &str, digest: &mut Sha256, depth: usize) -> Result<Con
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(ImageError::NoRecipe { name: name.to_owned(), looked_in: vec![dir.to_owned()] });
+            return Err(ImageError::NoRecipe {
+                name: name.to_owned(),
+                looked_in: vec![dir.to_owned()],
+            });
         }
         Err(e) => return Err(at("read", path)(e)),
     };
     digest.update((text.len() as u64).to_le_bytes());
     digest.update(&text);
-    let bad = |mistake: String| ImageError::BadRecipe { path: path.clone(), mistake };
+    let bad = |mistake: String| ImageError::BadRecipe {
+        path: path.clone(),
+        mistake,
+    };
     let content: Content = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
     match &content.extends {
         None => Ok(content),
@@ -284,12 +321,22 @@ fn digest_tree(root: &Path, digest: &mut Sha256) -> Result<()> {
         let name = path.strip_prefix(root).unwrap_or(path);
         let kind = entry.file_type();
         let (tag, body) = if kind.is_symlink() {
-            (b'l', fs::read_link(path).map_err(at("read", path))?.as_os_str().as_bytes().to_vec())
+            (
+                b'l',
+                fs::read_link(path)
+                    .map_err(at("read", path))?
+                    .as_os_str()
+                    .as_bytes()
+                    .to_vec(),
+            )
         } else if kind.is_dir() {
             (b'd', Vec::new())
         } else {
             let mode = fs::metadata(path).map_err(at("read", path))?.permissions().mode();
-            (if mode & 0o100 == 0 { b'f' } else { b'x' }, fs::read(path).map_err(at("read", path))?)
+            (
+                if mode & 0o100 == 0 { b'f' } else { b'x' },
+                fs::read(path).map_err(at("read", path))?,
+            )
         };
         for part in [name.as_os_str().as_bytes(), &body] {
             digest.update((part.len() as u64).to_le_bytes());
@@ -314,7 +361,11 @@ mod tests {
         fs::create_dir_all(&images).unwrap();
         fs::create_dir_all(dir.join("rootfs/extra/etc")).unwrap();
         fs::write(dir.join("rootfs/extra/etc/motd"), "hello\n").unwrap();
-        fs::write(images.join("base.toml"), "suite = \"trixie\"\nepoch = 1\npackages = [\"bash\"]\n").unwrap();
+        fs::write(
+            images.join("base.toml"),
+            "suite = \"trixie\"\nepoch = 1\npackages = [\"bash\"]\n",
+        )
+        .unwrap();
         fs::write(images.join("small.toml"), body).unwrap();
         images
     }
@@ -339,7 +390,10 @@ mod tests {
     #[test]
     fn a_recipe_takes_over_what_it_extends() {
         let dir = tempfile::tempdir().unwrap();
-        let images = small(dir.path(), "extends = \"base\"\npackages = [\"curl\"]\nfiles = [\"extra\"]\n");
+        let images = small(
+            dir.path(),
+            "extends = \"base\"\npackages = [\"curl\"]\nfiles = [\"extra\"]\n",
+        );
         let recipe = Recipe::load(&images, "small").unwrap();
         assert_eq!(recipe.content.packages, ["bash", "curl"]);
         assert_eq!(recipe.content.suite, "trixie");
@@ -364,14 +418,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let images = small(dir.path(), "extends = \"base\"\npackges = []\n");
         let error = Recipe::load(&images, "small").unwrap_err().to_string();
-        assert!(error.contains("small.toml") && error.contains("line 2") && error.contains("packges"), "{error}");
+        assert!(
+            error.contains("small.toml") && error.contains("line 2") && error.contains("packges"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_name_cannot_leave_the_folder() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["../x", "", "a/b", "-x", "A"] {
-            assert!(matches!(Recipe::load(dir.path(), name), Err(ImageError::BadName { .. })), "{name}");
+            assert!(
+                matches!(Recipe::load(dir.path(), name), Err(ImageError::BadName { .. })),
+                "{name}"
+            );
         }
     }
 }

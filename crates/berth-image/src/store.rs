@@ -32,7 +32,10 @@ impl ImageStore {
         for dir in [&images_dir, &mounts_dir] {
             fs::create_dir_all(dir).map_err(at("create", dir))?;
         }
-        Ok(Self { images: images_dir, mounts: mounts_dir })
+        Ok(Self {
+            images: images_dir,
+            mounts: mounts_dir,
+        })
     }
 
     /// All images, by name. A record that cannot be read is left out with a warning.
@@ -43,7 +46,9 @@ impl ImageStore {
         let mut images = Vec::new();
         for entry in fs::read_dir(&self.images).map_err(at("read", &self.images))? {
             let path = entry.map_err(at("read", &self.images))?.path();
-            let Some(name) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
+            let Some(name) = path.file_stem().and_then(|stem| stem.to_str()) else {
+                continue;
+            };
             if path.extension().is_none_or(|ext| ext != "json") || check_name(name).is_err() {
                 continue;
             }
@@ -71,7 +76,11 @@ impl ImageStore {
         if !self.file(name).is_file() {
             return Err(ImageError::NotBuilt { name: name.to_owned() });
         }
-        serde_json::from_slice(&text).map_err(|source| ImageError::BadRecord { name: name.to_owned(), path, source })
+        serde_json::from_slice(&text).map_err(|source| ImageError::BadRecord {
+            name: name.to_owned(),
+            path,
+            source,
+        })
     }
 
     /// Reads the whole file and compares its checksum with the recorded one.
@@ -82,7 +91,10 @@ impl ImageStore {
         let info = self.info(name)?;
         let path = self.file(name);
         if hex::encode(fetch::digest::<Sha256>(&path)?) != info.sha256 {
-            return Err(ImageError::Changed { name: name.to_owned(), path });
+            return Err(ImageError::Changed {
+                name: name.to_owned(),
+                path,
+            });
         }
         Ok(info)
     }
@@ -152,7 +164,10 @@ impl ImageStore {
         let info = self.info(name)?;
         let file = self.file(name);
         if fs::metadata(&file).map_err(at("read", &file))?.len() != info.size {
-            return Err(ImageError::Changed { name: name.to_owned(), path: file });
+            return Err(ImageError::Changed {
+                name: name.to_owned(),
+                path: file,
+            });
         }
         let digest = info.sha256.get(..12).unwrap_or(&info.sha256);
         let root = self.mounts.join(format!("{name}@{digest}"));
@@ -189,7 +204,12 @@ impl ImageStore {
 
 /// Waits for the lock on `path`; dropping the file gives it back.
 fn lock(path: &Path) -> Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(at("open", path))?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(at("open", path))?;
     file.lock().map_err(at("lock", path))?;
     Ok(file)
 }

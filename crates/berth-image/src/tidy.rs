@@ -12,7 +12,17 @@ use crate::recipe::Recipe;
 use crate::{ImageError, Result};
 
 /// Folders that sandboxes mount over; emptied in the image.
-const MOUNT_POINTS: [&str; 9] = ["app", "workspace", "tmp", "proc", "sys", "dev", "dev/pts", "dev/shm", "run"];
+const MOUNT_POINTS: [&str; 9] = [
+    "app",
+    "workspace",
+    "tmp",
+    "proc",
+    "sys",
+    "dev",
+    "dev/pts",
+    "dev/shm",
+    "run",
+];
 
 /// Files that sandboxes bind over; empty in the image.
 const BIND_TARGETS: [&str; 3] = ["etc/resolv.conf", "etc/hosts", "etc/hostname"];
@@ -120,7 +130,11 @@ fn set_modes(root: &Path) -> Result<()> {
         }
         let path = entry.path();
         let own = fs::metadata(path).map_err(at("read", path))?.permissions().mode();
-        let mode = if entry.file_type().is_dir() || own & 0o111 != 0 { 0o755 } else { 0o644 };
+        let mode = if entry.file_type().is_dir() || own & 0o111 != 0 {
+            0o755
+        } else {
+            0o644
+        };
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(at("set the mode of", path))?;
     }
     let tmp = root.join("tmp");
@@ -159,7 +173,12 @@ mod tests {
         for folder in ["etc", "tmp/left", "usr/share/doc/bash", "usr/lib/go/src"] {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
-        for file in ["etc/hosts", "usr/lib/go/src/a.go", "usr/lib/go/src/a_test.go", "usr/bash"] {
+        for file in [
+            "etc/hosts",
+            "usr/lib/go/src/a.go",
+            "usr/lib/go/src/a_test.go",
+            "usr/bash",
+        ] {
             fs::write(root.join(file), "content").unwrap();
         }
         fs::set_permissions(root.join("usr/bash"), fs::Permissions::from_mode(0o4750)).unwrap();

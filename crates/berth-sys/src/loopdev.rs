@@ -82,7 +82,11 @@ pub fn attach(file: &Path) -> io::Result<LoopDevice> {
 fn free_device(control: RawFd) -> io::Result<i32> {
     // SAFETY: LOOP_CTL_GET_FREE takes no argument and touches no memory of ours; the descriptor is open.
     let number = unsafe { libc::ioctl(control, LOOP_CTL_GET_FREE) };
-    if number < 0 { Err(io::Error::last_os_error()) } else { Ok(number) }
+    if number < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(number)
+    }
 }
 
 fn configure(device: RawFd, backing: RawFd) -> io::Result<()> {
@@ -102,11 +106,20 @@ fn configure(device: RawFd, backing: RawFd) -> io::Result<()> {
         encrypt_key: [0; 32],
         init: [0; 2],
     };
-    let config = LoopConfig { fd, block_size: 0, info, reserved: [0; 8] };
+    let config = LoopConfig {
+        fd,
+        block_size: 0,
+        info,
+        reserved: [0; 8],
+    };
     // SAFETY: the kernel reads one `struct loop_config` from the pointer, which lives through the call and has that
     // layout; both descriptors are open.
     let result = unsafe { libc::ioctl(device, LOOP_CONFIGURE, &raw const config) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -130,8 +143,17 @@ mod tests {
         let mut content = Vec::new();
         File::open(device.path()).unwrap().read_to_end(&mut content).unwrap();
         assert_eq!(content, [7; 8192]);
-        assert!(File::options().write(true).open(device.path()).and_then(|mut f| f.write_all(b"x").and(f.sync_all())).is_err());
-        let backing = PathBuf::from(format!("/sys/block/{}/loop/backing_file", device.path().file_name().unwrap().to_str().unwrap()));
+        assert!(
+            File::options()
+                .write(true)
+                .open(device.path())
+                .and_then(|mut f| f.write_all(b"x").and(f.sync_all()))
+                .is_err()
+        );
+        let backing = PathBuf::from(format!(
+            "/sys/block/{}/loop/backing_file",
+            device.path().file_name().unwrap().to_str().unwrap()
+        ));
         assert!(backing.exists());
         drop(device);
         // Autoclear happens in the kernel's own time; the device may also be given to another file.
