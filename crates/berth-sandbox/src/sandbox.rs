@@ -224,6 +224,10 @@ impl Sandbox {
     /// # Errors
     /// When it has ended.
     pub fn listening(&self) -> io::Result<Vec<SocketAddr>> {
+        // The number of a keeper that has ended may be another process's.
+        if self.exit().is_some() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the sandbox has ended"));
+        }
         listening::of_pid(self.keeper_pid)
     }
 

@@ -19,6 +19,7 @@ mod confinement;
 mod exec;
 mod life;
 mod limits;
+mod reach;
 mod speed;
 
 type Case = (&'static str, fn(Arc<World>) -> Pin<Box<dyn Future<Output = ()> + Send>>);
@@ -57,6 +58,8 @@ const CASES: &[Case] = cases![
     exec::a_terminal_is_a_terminal,
     exec::a_command_that_is_not_there_is_an_error,
     exec::commands_end_with_their_sandbox,
+    reach::an_app_is_reached_inside_its_namespace,
+    reach::a_wired_app_has_an_address_and_a_resolver,
     speed::a_hundred_lives_leave_nothing,
     speed::a_quiet_start_is_quick,
 ];
