@@ -249,7 +249,7 @@ impl Descriptor {
     fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        AsyncFd::new(fd).map(Self)
+        berth_sys::packet::watch(fd).map(Self)
     }
 
     async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {

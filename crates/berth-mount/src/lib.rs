@@ -67,7 +67,7 @@ pub struct MountConfig {
 }
 
 /// What the local-only files (never in S3) hold at this moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LocalUsage {
     /// Number of files.
     pub files: u64,
@@ -76,7 +76,7 @@ pub struct LocalUsage {
 }
 
 /// Content that was written and is not yet in S3.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Pending {
     /// Number of files.
     pub count: u64,

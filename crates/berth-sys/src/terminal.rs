@@ -5,7 +5,11 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-nix::ioctl_read_bad!(get_window_size, libc::TIOCGWINSZ, libc::winsize);
+/// The generated call has no documentation of its own.
+mod raw {
+    #![allow(missing_docs)]
+    nix::ioctl_read_bad!(get_window_size, libc::TIOCGWINSZ, libc::winsize);
+}
 
 /// Rows and columns of the terminal `fd`.
 ///
@@ -14,6 +18,6 @@ nix::ioctl_read_bad!(get_window_size, libc::TIOCGWINSZ, libc::winsize);
 pub fn window_size(fd: BorrowedFd<'_>) -> io::Result<(u16, u16)> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the ioctl writes one `winsize`, which lives on this stack; the borrow keeps the descriptor open.
-    unsafe { get_window_size(fd.as_raw_fd(), &raw mut size) }?;
+    unsafe { raw::get_window_size(fd.as_raw_fd(), &raw mut size) }?;
     Ok((size.ws_row, size.ws_col))
 }

@@ -7,14 +7,11 @@ use berth_edge::{Apps, Lease, Refusal, Route, RouteTable, Upstream};
 use berth_host::{AcquireError, Host};
 use berth_workspace::AppName;
 use parking_lot::RwLock;
-use tokio::runtime::Handle;
 
 /// The host's apps as the edge sees them.
 pub struct HostedApps {
     host: Host,
     routes: Arc<RwLock<Arc<RouteTable>>>,
-    /// The daemon's runtime: the edge polls on its own, and a start must outlive the request that asked for it.
-    runtime: Handle,
 }
 
 impl HostedApps {
@@ -38,7 +35,7 @@ impl HostedApps {
                 *shared.write() = next;
             }
         });
-        Self { host, routes, runtime: Handle::current() }
+        Self { host, routes }
     }
 }
 

@@ -9,7 +9,7 @@ mod values;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
-pub use load::{ConfigError, DEFAULT_FILE, load};
+pub use load::load;
 use serde::{Deserialize, Serialize};
 pub use values::{Size, Span};
 

@@ -20,9 +20,12 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 pub mod cgroups;
+mod command;
 pub mod host;
 pub mod kernel;
 pub mod store;
+
+pub use command::command;
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

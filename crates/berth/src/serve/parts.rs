@@ -37,7 +37,7 @@ const CA_BUNDLES: [&str; 4] = [
 pub struct Parts {
     embedded: Option<EmbeddedServer>,
     mount: Option<Arc<Mount>>,
-    images: Option<Arc<ImageStore>>,
+    images: Option<ImageStore>,
     network: Option<Arc<Network>>,
     host: Option<Host>,
 }
@@ -194,15 +194,14 @@ fn excludes(config: &Config) -> Result<Excludes, Failure> {
 }
 
 /// The image store. Missing images are no reason not to serve: an app that needs one says so.
-pub fn images(config: &Config, parts: &mut Parts) -> Result<Arc<ImageStore>, Failure> {
+pub fn images(config: &Config, parts: &mut Parts) -> Result<ImageStore, Failure> {
     let store = ImageStore::open(config.images_dir(), config.paths.run.join("images")).map_err(|error| Failure::from_error(&error))?;
     let present: Vec<String> = store.list().map_err(|error| Failure::from_error(&error))?.into_iter().map(|image| image.name).collect();
     let missing: Vec<&str> = ["node", "python", "go", "nginx"].into_iter().filter(|name| !present.iter().any(|p| p == name)).collect();
     if !missing.is_empty() {
         tracing::warn!("no image {}: build with `berth image build {}`", missing.join(", "), missing.join(" "));
     }
-    let store = Arc::new(store);
-    parts.images = Some(Arc::clone(&store));
+    parts.images = Some(store.clone());
     Ok(store)
 }
 
@@ -210,7 +209,7 @@ pub fn images(config: &Config, parts: &mut Parts) -> Result<Arc<ImageStore>, Fai
 pub async fn host(
     config: &Config,
     store: Store,
-    images: Arc<ImageStore>,
+    images: ImageStore,
     spawner: Arc<Spawner>,
     parts: &mut Parts,
 ) -> Result<Host, Failure> {
@@ -227,7 +226,7 @@ pub async fn host(
     parts.network = Some(Arc::clone(&network));
     let sockets = SocketFactory::start().map_err(|error| Failure::failed(format!("cannot start the socket thread: {error}")))?;
     let parts_of_host =
-        HostParts { store, images, spawner, network, mountpoint: config.mount.path.clone(), sockets };
+        HostParts { store, images: Arc::new(images), spawner, network, mountpoint: config.mount.path.clone(), sockets };
     let host = Host::start(host_config(config)?, parts_of_host).await.map_err(|error| Failure::from_error(&error))?;
     parts.host = Some(host.clone());
     Ok(host)
