@@ -16,7 +16,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use berth_store::Precondition;
+use berth_store::{Precondition, StoreError};
 use berth_workspace::index::{self, EntryKind, IndexEntry, WorkspaceIndex};
 use fuser::Errno;
 use parking_lot::Mutex;
@@ -80,14 +80,27 @@ impl IndexWriter {
         app.committed.load(Ordering::Relaxed) < app.wanted.load(Ordering::Relaxed)
     }
 
-    /// The stored index, as read at start or after somebody else wrote it.
-    pub(crate) async fn loaded(&self, app: &str, etag: String, bytes: Vec<u8>, foreign: bool) {
-        *self.app(app).turn.lock().await = Written { bytes: Some(bytes), etag: Some(etag), foreign };
-    }
-
-    /// Whether `etag` is the index we wrote or read last.
-    pub(crate) async fn knows(&self, app: &str, etag: &str) -> bool {
-        self.app(app).turn.lock().await.etag.as_deref() == Some(etag)
+    /// Reads the index as S3 has it now and makes the tree say so, unless it is the one we wrote or read last. No index of
+    /// this workspace is written meanwhile, so an echo of an older one of ours can never undo a newer.
+    pub(crate) async fn read(&self, core: &Core, app: &str) -> Result<(), StoreError> {
+        let state = self.app(app);
+        let mut written = state.turn.lock().await;
+        let key = index::key(app);
+        let Some(there) = core.store.head(&key).await? else { return Ok(()) };
+        if written.etag.as_deref() == Some(&*there.etag) {
+            return Ok(());
+        }
+        let (got, bytes) = match core.store.get(&key).await {
+            Err(e) if e.is_no_such_key() => return Ok(()),
+            other => other?,
+        };
+        let parsed = WorkspaceIndex::parse(&bytes);
+        *written = Written { bytes: Some(bytes.to_vec()), etag: Some(got.etag), foreign: parsed.is_err() };
+        match parsed {
+            Ok(index) => core.show_index(app, &index, got.modified),
+            Err(error) => tracing::warn!(key, %error, "modes, links and empty folders of the workspace are not shown"),
+        }
+        Ok(())
     }
 
     /// Returns when S3 has an index that holds all changes made before the call.

@@ -39,36 +39,24 @@ impl Core {
             let mut unheard = Vec::new();
             for info in objects {
                 if let Some(app) = index::workspace_of_key(&info.key) {
-                    indexes.push((app.to_owned(), info));
+                    indexes.push(app.to_owned());
                 } else if !is_hidden(&info.key) {
                     self.place(&mut tree, &info, &mut unheard);
                 }
             }
         }
         let results: Vec<_> = futures::stream::iter(indexes)
-            .map(|(app, info)| async move { self.load_index(&app, &info).await })
+            .map(|app| async move { self.index.read(self, &app).await })
             .buffer_unordered(16)
             .collect()
             .await;
         results.into_iter().collect()
     }
 
-    async fn load_index(self: &Arc<Self>, app: &str, info: &ObjectInfo) -> Result<(), StoreError> {
-        let (got, bytes) = match self.store.get(&info.key).await {
-            Err(e) if e.is_no_such_key() => return Ok(()),
-            other => other?,
-        };
-        let parsed = WorkspaceIndex::parse(&bytes);
-        self.index.loaded(app, got.etag, bytes.to_vec(), parsed.is_err()).await;
-        match parsed {
-            Ok(index) => {
-                let mut notices = Vec::new();
-                self.apply_index(&mut self.tree.lock(), app, &index, got.modified, &mut notices);
-                self.tell(notices);
-            }
-            Err(error) => tracing::warn!(key = info.key, %error, "modes, links and empty folders of the workspace are not shown"),
-        }
-        Ok(())
+    pub(crate) fn show_index(&self, app: &str, index: &WorkspaceIndex, written: SystemTime) {
+        let mut notices = Vec::new();
+        self.apply_index(&mut self.tree.lock(), app, index, written, &mut notices);
+        self.tell(notices);
     }
 
     /// Follows the feed until it ends.
@@ -177,14 +165,11 @@ impl Core {
     }
 
     async fn on_index_change(self: &Arc<Self>, app: &str, change: &Change) {
-        match change {
-            Change::Put(info) if !self.index.knows(app, &info.etag).await => {
-                if let Err(error) = self.load_index(app, info).await {
-                    tracing::warn!(key = info.key, %error, "cannot read an index that was changed elsewhere");
-                }
-            }
-            // A removed index says nothing: it goes with its workspace, and whoever still has one writes it again.
-            _ => {}
+        // A removed index says nothing: it goes with its workspace, and whoever still has one writes it again.
+        if let Change::Put(info) = change
+            && let Err(error) = self.index.read(self, app).await
+        {
+            tracing::warn!(key = info.key, %error, "cannot read an index that was changed elsewhere");
         }
     }
 
