@@ -170,7 +170,12 @@ async fn a_waiting_browser_sees_progress_and_then_the_app() {
     until("the program is held", || world.app("blog").waiting() == 2).await;
     world.app("blog").open();
     assert_eq!(program.await.expect("a task").expect("an answer").status(), 200);
-    assert_eq!(page().await.expect("an answer").text().await.expect("a body"), "here");
+    // On a busy machine even this may take long enough for another progress page.
+    let mut last = page().await.expect("an answer");
+    while last.status() == 503 {
+        last = page().await.expect("an answer");
+    }
+    assert_eq!(last.text().await.expect("a body"), "here");
     until("no claim stays", || world.app("blog").leases() == 0).await;
 }
 

@@ -42,7 +42,11 @@ async fn the_edge_costs_little() {
             read += more;
             if bytes[..read].ends_with(b"\r\n\r\n") {
                 read = 0;
-                if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").await.is_err() {
+                if stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }

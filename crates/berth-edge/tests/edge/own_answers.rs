@@ -205,7 +205,8 @@ async fn a_header_that_drips_is_cut() {
     tokio::time::timeout(Duration::from_secs(10), dripping)
         .await
         .expect("the edge hangs up");
-    assert!(begun.elapsed() >= Duration::from_millis(200));
+    // Long before the number of headers becomes too large.
+    assert!(begun.elapsed() >= Duration::from_millis(200) && begun.elapsed() < Duration::from_secs(3));
 }
 
 #[tokio::test(flavor = "multi_thread")]
