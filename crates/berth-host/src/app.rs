@@ -97,7 +97,11 @@ impl App {
     }
 
     /// A lease, waiting for the app to start if need be. Cancel-safe.
-    pub(crate) async fn acquire(self: &Arc<Self>, max_waiting: usize, longest: Duration) -> Result<Lease, AcquireError> {
+    pub(crate) async fn acquire(
+        self: &Arc<Self>,
+        max_waiting: usize,
+        longest: Duration,
+    ) -> Result<Lease, AcquireError> {
         if let Some(lease) = self.warm() {
             return Ok(lease);
         }
@@ -115,7 +119,9 @@ impl App {
             Ok(Ok(Err(refused))) => Err(refused),
             // The driver ended with this request in its mailbox: the workspace is gone.
             Ok(Err(_)) => Err(AcquireError::NoSuchApp),
-            Err(_) => Err(AcquireError::Timeout { waited: begun.elapsed() }),
+            Err(_) => Err(AcquireError::Timeout {
+                waited: begun.elapsed(),
+            }),
         }
     }
 
@@ -173,7 +179,13 @@ impl Place {
         let waiter = WaiterId(app.next_waiter.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = oneshot::channel();
         app.say(Message::Request { waiter, reply });
-        Ok((Self { app: Arc::clone(app), waiter }, answer))
+        Ok((
+            Self {
+                app: Arc::clone(app),
+                waiter,
+            },
+            answer,
+        ))
     }
 }
 

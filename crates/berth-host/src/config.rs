@@ -204,13 +204,19 @@ mod tests {
             false,
         );
         let names: Vec<_> = env.variables().keys().map(String::as_str).collect();
-        assert_eq!(names, ["GOPROXY", "HTTPS_PROXY", "PIP_INDEX_URL", "npm_config_registry"]);
+        assert_eq!(
+            names,
+            ["GOPROXY", "HTTPS_PROXY", "PIP_INDEX_URL", "npm_config_registry"]
+        );
     }
 
     #[test]
     fn certificate_paths_point_to_the_bundle_inside() {
         let env = InstallEnv::new(
-            pairs(&[("REQUESTS_CA_BUNDLE", "/home/me/ca.pem"), ("PIP_CERT", "/home/me/ca.pem")]),
+            pairs(&[
+                ("REQUESTS_CA_BUNDLE", "/home/me/ca.pem"),
+                ("PIP_CERT", "/home/me/ca.pem"),
+            ]),
             &BTreeMap::new(),
             true,
         );
@@ -218,7 +224,10 @@ mod tests {
             assert_eq!(env.variables()[name], CA_INSIDE, "{name}");
         }
         let without = InstallEnv::new(pairs(&[("PIP_CERT", "/home/me/ca.pem")]), &BTreeMap::new(), false);
-        assert!(without.variables().is_empty(), "a path of the host means nothing inside");
+        assert!(
+            without.variables().is_empty(),
+            "a path of the host means nothing inside"
+        );
     }
 
     #[test]

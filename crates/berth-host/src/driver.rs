@@ -3,6 +3,9 @@
 //! Everything that takes time happens elsewhere (`life.rs`, one task per sandbox) and comes back as a [`Message`], so the
 //! driver answers at once, whatever its sandboxes do. After every message the app's status is published.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,15 +34,25 @@ const CREATE_LIMIT: Duration = Duration::from_secs(60);
 /// What arrives in a driver's mailbox.
 pub(crate) enum Message {
     /// The workspace has a new revision.
-    Workspace { revision: RevisionId, plan: Result<Plan, FailReason> },
+    Workspace {
+        revision: RevisionId,
+        plan: Result<Plan, FailReason>,
+    },
     /// A request wants a lease.
-    Request { waiter: WaiterId, reply: oneshot::Sender<Result<Lease, AcquireError>> },
+    Request {
+        waiter: WaiterId,
+        reply: oneshot::Sender<Result<Lease, AcquireError>>,
+    },
     /// A request no longer wants one (or has had its answer).
     Withdraw(WaiterId),
     /// An order by hand; `done` hears when it was taken up.
     Order { event: Event, done: oneshot::Sender<()> },
     /// A sandbox answers.
-    Risen { run: RunId, upstream: Arc<Upstream>, cold_start: ColdStart },
+    Risen {
+        run: RunId,
+        upstream: Arc<Upstream>,
+        cold_start: ColdStart,
+    },
     /// Anything else that happened.
     Event(Event),
 }
@@ -63,7 +76,11 @@ impl Ground {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
         // At most 48 characters: the app's name may be cut, boot and generation make the id unique.
         let short: String = app.as_str().chars().take(24).collect();
-        let id = format!("{}-{:06x}-{generation}", short.trim_end_matches('-'), self.boot & 0xff_ffff);
+        let id = format!(
+            "{}-{:06x}-{generation}",
+            short.trim_end_matches('-'),
+            self.boot & 0xff_ffff
+        );
         (generation, SandboxId::parse(&id).ok())
     }
 
@@ -206,7 +223,11 @@ impl Driver {
                 // Whoever gave the order may have gone away.
                 let _ = done.send(());
             }
-            Message::Risen { run, upstream, cold_start } => {
+            Message::Risen {
+                run,
+                upstream,
+                cold_start,
+            } => {
                 if let Some(known) = self.runs.get_mut(&run) {
                     known.upstream = Some(upstream);
                     self.cold_start = Some(cold_start);
@@ -297,7 +318,9 @@ impl Driver {
     fn start(&mut self, run: RunId, wanted: &Wanted) {
         let (generation, id) = self.ground.next_sandbox(&self.app.name);
         // The machine starts only what was saved with a plan, and a name makes a valid id.
-        let (Some(plan), Some(id)) = (self.plan.clone(), id) else { return };
+        let (Some(plan), Some(id)) = (self.plan.clone(), id) else {
+            return;
+        };
         self.starts += 1;
         let (stop, stopped) = oneshot::channel();
         let spec = self.ground.spec(id.clone(), &self.app.name, &wanted.revision, &plan);
@@ -306,7 +329,10 @@ impl Driver {
             app: self.app.name.clone(),
             generation,
             revision: wanted.revision.clone(),
-            order: Order { spec, image: plan.image.clone() },
+            order: Order {
+                spec,
+                image: plan.image.clone(),
+            },
             plan,
             sandboxes: Arc::clone(&self.ground.sandboxes),
             turns: self.ground.turns.clone(),
@@ -314,17 +340,32 @@ impl Driver {
             grace: self.ground.config.stop_grace,
             log_dir: self.ground.log_dir(&self.app.name),
         };
-        self.runs.insert(run, Run { stop: Some(stop), id: id.to_string(), upstream: None });
+        self.runs.insert(
+            run,
+            Run {
+                stop: Some(stop),
+                id: id.to_string(),
+                upstream: None,
+            },
+        );
         self.ground.tasks.spawn(life.live(stopped));
-        self.note(EventKind::Starting, format!("starting revision {} in sandbox {id}", wanted.revision.short()));
+        self.note(
+            EventKind::Starting,
+            format!("starting revision {} in sandbox {id}", wanted.revision.short()),
+        );
     }
 
     fn answer(&mut self, run: RunId, waiters: Vec<WaiterId>) {
         let upstream = self.runs.get(&run).and_then(|run| run.upstream.clone());
         for waiter in waiters {
-            let Some(reply) = self.replies.remove(&waiter) else { continue };
+            let Some(reply) = self.replies.remove(&waiter) else {
+                continue;
+            };
             // The machine answers with a sandbox that serves, and only this task closes its gate.
-            let lease = upstream.as_ref().and_then(Upstream::lease).ok_or(AcquireError::Stopping);
+            let lease = upstream
+                .as_ref()
+                .and_then(Upstream::lease)
+                .ok_or(AcquireError::Stopping);
             // A waiter that gave up returns the lease by dropping it.
             let _ = reply.send(lease);
         }
@@ -332,16 +373,23 @@ impl Driver {
 
     /// No request gets to this sandbox any more.
     fn shut(&mut self, run: RunId) {
-        let Some(upstream) = self.runs.get(&run).and_then(|run| run.upstream.as_ref()) else { return };
+        let Some(upstream) = self.runs.get(&run).and_then(|run| run.upstream.as_ref()) else {
+            return;
+        };
         upstream.gate.close();
         let mut front = self.app.front.write();
-        if front.as_ref().is_some_and(|serving| serving.generation == upstream.generation) {
+        if front
+            .as_ref()
+            .is_some_and(|serving| serving.generation == upstream.generation)
+        {
             *front = None;
         }
     }
 
     fn watch_drain(&self, run: RunId) {
-        let Some(upstream) = self.runs.get(&run).and_then(|run| run.upstream.clone()) else { return };
+        let Some(upstream) = self.runs.get(&run).and_then(|run| run.upstream.clone()) else {
+            return;
+        };
         let mailbox = self.app.mailbox.clone();
         let limit = self.ground.config.drain_limit;
         self.ground.tasks.spawn(async move {
@@ -359,7 +407,9 @@ impl Driver {
             let line = LogLine::now(LogStream::Berth, LogPhase::App, text.clone());
             LogWriter::open(&self.ground.log_dir(&self.app.name)).write(&[line]);
         }
-        self.ground.history.add(HostEvent::now(self.app.name.as_str(), kind, text));
+        self.ground
+            .history
+            .add(HostEvent::now(self.app.name.as_str(), kind, text));
     }
 
     fn publish(&mut self) {
@@ -383,7 +433,11 @@ impl Driver {
         let leaving = self.state.is_leaving();
         let rising = self.state.rising().is_some();
         self.app.status.send_modify(|status| {
-            status.kind = self.plan.as_ref().filter(|_| serving.is_some() || self.state.wanted().is_some()).map(|plan| plan.kind);
+            status.kind = self
+                .plan
+                .as_ref()
+                .filter(|_| serving.is_some() || self.state.wanted().is_some())
+                .map(|plan| plan.kind);
             status.state = phase;
             status.revision = self.revision.clone();
             status.serving = serving;
@@ -408,7 +462,10 @@ impl Driver {
 fn refused(refusal: &Refusal) -> AcquireError {
     match refusal {
         Refusal::NoSuchApp => AcquireError::NoSuchApp,
-        Refusal::Failed(reason, retry_after) => AcquireError::Failed { reason: reason.clone(), retry_after: *retry_after },
+        Refusal::Failed(reason, retry_after) => AcquireError::Failed {
+            reason: reason.clone(),
+            retry_after: *retry_after,
+        },
         Refusal::Stopped => AcquireError::Stopping,
         Refusal::ShuttingDown => AcquireError::ShuttingDown,
     }

@@ -70,7 +70,11 @@ pub struct FailReason {
 impl FailReason {
     /// A reason of `kind` with its standard public text and the operator's `detail`.
     pub fn new(kind: FailKind, detail: impl Into<String>) -> Self {
-        Self { kind, public: kind.public().to_owned(), detail: detail.into() }
+        Self {
+            kind,
+            public: kind.public().to_owned(),
+            detail: detail.into(),
+        }
     }
 
     /// The first line of the detail: what fits a table.

@@ -91,7 +91,9 @@ impl Gate {
         if self.in_flight() > 0 {
             return Duration::ZERO;
         }
-        self.born.elapsed().saturating_sub(Duration::from_millis(self.last_used.load(Ordering::Relaxed)))
+        self.born
+            .elapsed()
+            .saturating_sub(Duration::from_millis(self.last_used.load(Ordering::Relaxed)))
     }
 }
 
@@ -117,7 +119,14 @@ impl Upstream {
         addr: SocketAddr,
         running: Arc<dyn Running>,
     ) -> Self {
-        Self { app, generation, revision, addr, gate: Gate::new(), running }
+        Self {
+            app,
+            generation,
+            revision,
+            addr,
+            gate: Gate::new(),
+            running,
+        }
     }
 
     /// An unconnected, non-blocking TCP socket inside the app's network namespace. Cancel-safe.
@@ -135,7 +144,9 @@ impl Upstream {
 
     /// A lease on this upstream, or `None` once it is on its way out.
     pub(crate) fn lease(self: &Arc<Self>) -> Option<Lease> {
-        self.gate.enter().then(|| Lease { upstream: Arc::clone(self) })
+        self.gate.enter().then(|| Lease {
+            upstream: Arc::clone(self),
+        })
     }
 }
 
@@ -192,7 +203,10 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         gate.leave();
-        tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(5), waiting)
+            .await
+            .unwrap()
+            .unwrap();
         Gate::drained(&gate).await;
     }
 

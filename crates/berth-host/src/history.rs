@@ -17,7 +17,10 @@ pub(crate) struct History {
 
 impl History {
     pub(crate) fn new() -> Self {
-        Self { kept: Mutex::new(VecDeque::new()), feed: broadcast::Sender::new(KEPT) }
+        Self {
+            kept: Mutex::new(VecDeque::new()),
+            feed: broadcast::Sender::new(KEPT),
+        }
     }
 
     pub(crate) fn add(&self, event: HostEvent) {
@@ -53,6 +56,9 @@ mod tests {
             history.add(HostEvent::now("app", EventKind::Saved, n.to_string()));
         }
         let recent = history.recent();
-        assert_eq!((recent.len(), recent[0].text.as_str(), recent[999].text.as_str()), (1000, "500", "1499"));
+        assert_eq!(
+            (recent.len(), recent[0].text.as_str(), recent[999].text.as_str()),
+            (1000, "500", "1499")
+        );
     }
 }

@@ -77,8 +77,15 @@ impl Host {
             make_directory(directory)?;
         }
         match clean_leftovers(&config.run_dir, &config.instance).await {
-            Ok(done) => done.iter().for_each(|line| tracing::info!("left by an earlier daemon: {line}")),
-            Err(error) => return Err(HostError::Leftovers { path: config.run_dir, message: chain(&error) }),
+            Ok(done) => done
+                .iter()
+                .for_each(|line| tracing::info!("left by an earlier daemon: {line}")),
+            Err(error) => {
+                return Err(HostError::Leftovers {
+                    path: config.run_dir,
+                    message: chain(&error),
+                });
+            }
         }
         let sandboxes = RealSandboxes {
             images: parts.images,
@@ -86,6 +93,8 @@ impl Host {
             network: parts.network,
             sockets: parts.sockets,
             uid_base: config.uid_base,
+            run_dir: config.run_dir.clone(),
+            instance: config.instance.clone(),
         };
         Ok(Self::begin(config, Arc::new(sandboxes), Arc::new(parts.store), parts.mountpoint).await)
     }
@@ -140,7 +149,13 @@ impl Host {
     /// Folders whose name no app can have.
     pub fn invalid(&self) -> Vec<InvalidWorkspace> {
         let invalid = self.inner.invalid.read();
-        invalid.iter().map(|(name, reason)| InvalidWorkspace { name: name.clone(), reason: reason.clone() }).collect()
+        invalid
+            .iter()
+            .map(|(name, reason)| InvalidWorkspace {
+                name: name.clone(),
+                reason: reason.clone(),
+            })
+            .collect()
     }
 
     /// A lease on the app, which is started first if need be. Cancel-safe: dropping the future gives up the place.
@@ -163,7 +178,10 @@ impl Host {
     /// [`ControlError::NoSuchApp`].
     pub async fn stop(&self, name: &AppName) -> Result<(), ControlError> {
         let app = self.order(name, Event::StopAsked).await?;
-        settled(&app, |status| !status.leaving || status.rising || status.state == AppState::Ready).await;
+        settled(&app, |status| {
+            !status.leaving || status.rising || status.state == AppState::Ready
+        })
+        .await;
         Ok(())
     }
 
@@ -175,10 +193,16 @@ impl Host {
         let app = self.order(name, Event::RestartAsked).await?;
         let status = settled(&app, |status| !status.rising).await;
         match status.error {
-            Some(reason) => Err(ControlError::CannotStart { app: name.clone(), reason }),
+            Some(reason) => Err(ControlError::CannotStart {
+                app: name.clone(),
+                reason,
+            }),
             None if status.state == AppState::Cold => {
                 let reason = FailReason::new(FailKind::NotAnApp, "nothing in the folder says how to run it");
-                Err(ControlError::CannotStart { app: name.clone(), reason })
+                Err(ControlError::CannotStart {
+                    app: name.clone(),
+                    reason,
+                })
             }
             None => Ok(()),
         }
@@ -217,7 +241,10 @@ impl Host {
         let known = app.plan.read().clone();
         let Some((revision, plan)) = known else {
             let reason = app.status.borrow().error.clone();
-            return Err(reason.map_or_else(no_such, |reason| RunError::NoPlan { app: request.app.clone(), reason }));
+            return Err(reason.map_or_else(no_such, |reason| RunError::NoPlan {
+                app: request.app.clone(),
+                reason,
+            }));
         };
         run::start(&self.inner.ground, self.inner.stop.clone(), request, &revision, &plan).await
     }
@@ -236,6 +263,7 @@ impl Host {
         }
         self.inner.ground.tasks.close();
         self.inner.ground.tasks.wait().await;
+        self.inner.ground.sandboxes.clear().await;
     }
 
     fn find(&self, name: &AppName) -> Option<Arc<App>> {
@@ -245,7 +273,10 @@ impl Host {
     fn snapshot(&self, app: &App) -> AppSnapshot {
         let claims = self.inner.claims.lock();
         let warnings = claims.conflicts(&app.name).into_iter().map(|conflict| {
-            format!("host {} belongs to {}; remove it from one of the two workspace.json", conflict.host, conflict.owner)
+            format!(
+                "host {} belongs to {}; remove it from one of the two workspace.json",
+                conflict.host, conflict.owner
+            )
         });
         let (hosts, warnings) = (claims.hosts(&app.name), warnings.collect());
         drop(claims);
@@ -275,7 +306,10 @@ async fn settled(app: &App, wanted: impl FnMut(&Status) -> bool) -> Status {
 }
 
 fn make_directory(path: &Path) -> Result<(), HostError> {
-    std::fs::create_dir_all(path).map_err(|source| HostError::Directory { path: path.to_owned(), source })
+    std::fs::create_dir_all(path).map_err(|source| HostError::Directory {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Turns what the monitor sees into drivers and routes, until the host shuts down.
@@ -288,7 +322,12 @@ async fn follow(inner: Arc<Inner>, mut monitor: mpsc::UnboundedReceiver<MonitorE
         };
         match event {
             None => return,
-            Some(MonitorEvent::WorkspaceChanged { name, revision, files: _, plan }) => inner.changed(name, revision, *plan),
+            Some(MonitorEvent::WorkspaceChanged {
+                name,
+                revision,
+                files: _,
+                plan,
+            }) => inner.changed(name, revision, *plan),
             Some(MonitorEvent::WorkspaceGone { name }) => inner.gone(&name),
             Some(MonitorEvent::InvalidName { name, reason }) => inner.invalid_name(name, reason),
             Some(MonitorEvent::InvalidGone { name }) => {
@@ -312,7 +351,10 @@ impl Inner {
             PlanError::NotAnApp => FailReason::new(FailKind::NotAnApp, error.to_string()),
             error => FailReason::new(FailKind::BadPlan, chain(&error)),
         });
-        *app.plan.write() = plan.as_ref().ok().map(|plan| (revision.clone(), Arc::new(plan.clone())));
+        *app.plan.write() = plan
+            .as_ref()
+            .ok()
+            .map(|plan| (revision.clone(), Arc::new(plan.clone())));
         app.say(Message::Workspace { revision, plan });
     }
 
@@ -324,8 +366,12 @@ impl Inner {
         let (app, inbox) = App::new(name.clone());
         apps.insert(name.clone(), Arc::clone(&app));
         drop(apps);
-        self.ground.history.add(HostEvent::now(name.as_str(), EventKind::Appeared, "new workspace"));
-        self.ground.tasks.spawn(Driver::new(Arc::clone(&app), Arc::clone(&self.ground)).drive(inbox));
+        self.ground
+            .history
+            .add(HostEvent::now(name.as_str(), EventKind::Appeared, "new workspace"));
+        self.ground
+            .tasks
+            .spawn(Driver::new(Arc::clone(&app), Arc::clone(&self.ground)).drive(inbox));
         app
     }
 
@@ -348,12 +394,16 @@ impl Inner {
         self.publish(table);
         for conflict in conflicts.into_iter().filter(|conflict| !before.contains(conflict)) {
             let text = format!("host {} belongs to {} already", conflict.host, conflict.owner);
-            self.ground.history.add(HostEvent::now(name.as_str(), EventKind::Warning, text));
+            self.ground
+                .history
+                .add(HostEvent::now(name.as_str(), EventKind::Warning, text));
         }
     }
 
     fn gone(&self, name: &AppName) {
-        let Some(app) = self.apps.write().remove(name) else { return };
+        let Some(app) = self.apps.write().remove(name) else {
+            return;
+        };
         let table = {
             let mut claims = self.claims.lock();
             claims.remove(name);
@@ -361,7 +411,9 @@ impl Inner {
         };
         self.publish(table);
         app.say(Message::Event(Event::Deleted));
-        self.ground.history.add(HostEvent::now(name.as_str(), EventKind::Gone, "workspace deleted"));
+        self.ground
+            .history
+            .add(HostEvent::now(name.as_str(), EventKind::Gone, "workspace deleted"));
     }
 
     fn publish(&self, table: RouteTable) {
@@ -375,7 +427,9 @@ impl Inner {
     }
 
     fn invalid_name(&self, name: String, reason: String) {
-        self.ground.history.add(HostEvent::now(name.as_str(), EventKind::Warning, reason.as_str()));
+        self.ground
+            .history
+            .add(HostEvent::now(name.as_str(), EventKind::Warning, reason.as_str()));
         self.invalid.write().insert(name, reason);
     }
 }

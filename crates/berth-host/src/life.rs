@@ -36,11 +36,18 @@ pub(crate) struct Turns {
 
 impl Turns {
     pub(crate) fn new(installs: usize, starts: usize) -> Self {
-        Self { installs: Arc::new(Semaphore::new(installs.max(1))), starts: Arc::new(Semaphore::new(starts.max(1))) }
+        Self {
+            installs: Arc::new(Semaphore::new(installs.max(1))),
+            starts: Arc::new(Semaphore::new(starts.max(1))),
+        }
     }
 
     async fn take(&self, plan: &Plan) -> Option<OwnedSemaphorePermit> {
-        let line = if plan.install.is_empty() { &self.starts } else { &self.installs };
+        let line = if plan.install.is_empty() {
+            &self.starts
+        } else {
+            &self.installs
+        };
         // The semaphores are never closed; without a permit the start just goes on.
         Arc::clone(line).acquire_owned().await.ok()
     }
@@ -69,7 +76,10 @@ impl Life {
             permit = self.turns.take(&self.plan) => permit,
             _ = &mut stop => return self.event(Event::Stopped(self.run)),
         };
-        let mut line = ColdStart { queue_ms: ms(begun.elapsed()), ..ColdStart::default() };
+        let mut line = ColdStart {
+            queue_ms: ms(begun.elapsed()),
+            ..ColdStart::default()
+        };
         self.climbed(Climb::Creating);
         let asked = Instant::now();
         let made = match self.sandboxes.create(self.order.clone()).await {
@@ -102,7 +112,9 @@ impl Life {
         begun: Instant,
         stop: &mut oneshot::Receiver<()>,
     ) {
-        let Made { running, mut events, .. } = made;
+        let Made {
+            running, mut events, ..
+        } = made;
         if self.plan.copy_source {
             self.climbed(Climb::Copying);
         } else if !self.plan.install.is_empty() {
@@ -172,8 +184,11 @@ impl Life {
     }
 
     async fn ready(&self, running: &dyn Running) -> std::net::SocketAddr {
-        let question =
-            Question { port: self.plan.port, health: self.plan.health.as_deref(), host: self.app.as_str() };
+        let question = Question {
+            port: self.plan.port,
+            health: self.plan.health.as_deref(),
+            host: self.app.as_str(),
+        };
         probe::until_ready(running, &question, || self.climbed(Climb::Unhealthy)).await
     }
 
@@ -181,18 +196,29 @@ impl Life {
         let dir = self.log_dir.clone();
         let tail = tokio::task::spawn_blocking(move || logs::read_tail(&dir, TAIL)).await;
         let tail: Vec<String> = match tail {
-            Ok(Ok(lines)) => {
-                lines.into_iter().filter(|line| line.stream != LogStream::Berth).map(|line| line.text).collect()
-            }
+            Ok(Ok(lines)) => lines
+                .into_iter()
+                .filter(|line| line.stream != LogStream::Berth)
+                .map(|line| line.text)
+                .collect(),
             // The reason stands without the tail too.
             _ => Vec::new(),
         };
         let what = &self.plan.start.what;
         let (kind, head) = match stage {
-            _ if exit.oom => (FailKind::OutOfMemory, format!("`{what}` ran out of memory; raise limits.memory in workspace.json")),
+            _ if exit.oom => (
+                FailKind::OutOfMemory,
+                format!("`{what}` ran out of memory; raise limits.memory in workspace.json"),
+            ),
             Stage::Serving => (FailKind::Crashed, format!("`{what}` ended with {exit}")),
-            Stage::Climbing => (FailKind::Sandbox, format!("the sandbox ended with {exit} before `{what}` was started")),
-            Stage::Starting(_) => (FailKind::ExitedEarly, format!("`{what}` ended with {exit} before it listened on a port")),
+            Stage::Climbing => (
+                FailKind::Sandbox,
+                format!("the sandbox ended with {exit} before `{what}` was started"),
+            ),
+            Stage::Starting(_) => (
+                FailKind::ExitedEarly,
+                format!("`{what}` ended with {exit} before it listened on a port"),
+            ),
         };
         FailReason::new(kind, with_tail(head, &tail))
     }
@@ -220,7 +246,11 @@ enum Stage {
 
 pub(crate) fn install_failed(step: &str, exit: ExitInfo, tail: &[String]) -> FailReason {
     let head = format!("`{step}` failed with {exit}");
-    let kind = if exit.oom { FailKind::OutOfMemory } else { FailKind::InstallFailed };
+    let kind = if exit.oom {
+        FailKind::OutOfMemory
+    } else {
+        FailKind::InstallFailed
+    };
     FailReason::new(kind, with_tail(head, tail))
 }
 

@@ -303,7 +303,14 @@ impl State {
             Front::Rising(rising) => rising.phase(),
             Front::Failed(_) => AppState::Failed,
             Front::Cold | Front::Closed(_) if !self.leaving.is_empty() => AppState::Stopping,
-            Front::Cold if self.fault.as_ref().is_some_and(|fault| fault.kind != FailKind::NotAnApp) => AppState::Failed,
+            Front::Cold
+                if self
+                    .fault
+                    .as_ref()
+                    .is_some_and(|fault| fault.kind != FailKind::NotAnApp) =>
+            {
+                AppState::Failed
+            }
             Front::Cold | Front::Closed(_) => AppState::Cold,
         }
     }
@@ -349,7 +356,11 @@ impl State {
         if matches!(self.front, Front::Closed(_)) {
             return;
         }
-        if self.wanted.as_ref().is_some_and(|known| known.revision == wanted.revision && known.shape == wanted.shape) {
+        if self
+            .wanted
+            .as_ref()
+            .is_some_and(|known| known.revision == wanted.revision && known.shape == wanted.shape)
+        {
             self.wanted = Some(wanted);
             return;
         }
@@ -372,9 +383,15 @@ impl State {
                 self.abandon(successor, out);
                 Front::Ready { live, successor: None }
             }
-            Front::Ready { live, successor: Some(mut rising) } if rising.wanted.serves(&wanted) => {
+            Front::Ready {
+                live,
+                successor: Some(mut rising),
+            } if rising.wanted.serves(&wanted) => {
                 rising.wanted = wanted;
-                Front::Ready { live, successor: Some(rising) }
+                Front::Ready {
+                    live,
+                    successor: Some(rising),
+                }
             }
             Front::Ready { live, successor } => {
                 self.abandon(successor, out);
@@ -491,7 +508,12 @@ impl State {
             }
             Front::Cold | Front::Failed(_) => {}
         }
-        let draining: Vec<_> = self.leaving.iter().filter(|(_, leaving)| **leaving != Leaving::Stopping).map(|(run, _)| *run).collect();
+        let draining: Vec<_> = self
+            .leaving
+            .iter()
+            .filter(|(_, leaving)| **leaving != Leaving::Stopping)
+            .map(|(run, _)| *run)
+            .collect();
         for run in draining {
             self.stop(run, out);
         }
@@ -511,7 +533,10 @@ impl State {
         }
         let (risen, old) = match std::mem::replace(&mut self.front, Front::Cold) {
             Front::Rising(rising) => (rising, None),
-            Front::Ready { live, successor: Some(rising) } => (rising, Some(live)),
+            Front::Ready {
+                live,
+                successor: Some(rising),
+            } => (rising, Some(live)),
             other => {
                 self.front = other;
                 return;
@@ -520,7 +545,12 @@ impl State {
         let short = risen.wanted.revision.short().to_owned();
         self.fault = None;
         self.front = Front::Ready {
-            live: Live { run, wanted: risen.wanted, since: now, last_used: now },
+            live: Live {
+                run,
+                wanted: risen.wanted,
+                since: now,
+                last_used: now,
+            },
             successor: None,
         };
         out.push(Action::Open(run));
@@ -532,14 +562,21 @@ impl State {
             None => out.push(note(EventKind::Ready, format!("revision {short} is ready"))),
             Some(old) => {
                 let before = old.wanted.revision.short();
-                out.push(note(EventKind::Swapped, format!("revision {short} took over from {before}")));
+                out.push(note(
+                    EventKind::Swapped,
+                    format!("revision {short} took over from {before}"),
+                ));
                 self.drain(now, old.run, out);
             }
         }
     }
 
     fn broke(&mut self, now: Moment, run: RunId, reason: FailReason, out: &mut Vec<Action>) {
-        if self.leaving.get(&run).is_some_and(|leaving| *leaving != Leaving::Stopping) {
+        if self
+            .leaving
+            .get(&run)
+            .is_some_and(|leaving| *leaving != Leaving::Stopping)
+        {
             self.stop(run, out);
             return;
         }
@@ -552,7 +589,10 @@ impl State {
                 self.refuse(Refusal::Failed(reason.clone(), until - now), out);
                 Front::Failed(Setback { reason, until })
             }
-            Front::Ready { live, successor: Some(rising) } if rising.run == run => {
+            Front::Ready {
+                live,
+                successor: Some(rising),
+            } if rising.run == run => {
                 self.stop(run, out);
                 let (new, old) = (rising.wanted.revision.short(), live.wanted.revision.short());
                 let text = format!("revision {new} did not start, {old} goes on serving: {reason}");
@@ -563,7 +603,11 @@ impl State {
             Front::Ready { live, successor } if live.run == run => {
                 self.stop(run, out);
                 // The first crash costs the next request a start and nothing more; a crash loop is slowed down.
-                self.strikes = if now.saturating_sub(live.since) >= HEALTHY { 1 } else { self.strikes + 1 };
+                self.strikes = if now.saturating_sub(live.since) >= HEALTHY {
+                    1
+                } else {
+                    self.strikes + 1
+                };
                 out.push(note(EventKind::Failed, reason.to_string()));
                 let until = now + backoff(self.strikes - 1);
                 successor.map_or(Front::Failed(Setback { reason, until }), Front::Rising)
@@ -596,15 +640,23 @@ impl State {
     }
 
     fn tick(&mut self, now: Moment, out: &mut Vec<Action>) {
-        let late = self.rising().filter(|rising| rising.deadline.is_some_and(|deadline| deadline <= now));
+        let late = self
+            .rising()
+            .filter(|rising| rising.deadline.is_some_and(|deadline| deadline <= now));
         if let Some((run, reason)) = late.map(|rising| (rising.run, rising.too_late(&self.limits))) {
             self.broke(now, run, reason, out);
         }
         if let Front::Ready { live, successor: None } = &self.front
-            && live.last_used.checked_add(self.patience(live)).is_some_and(|end| end <= now)
+            && live
+                .last_used
+                .checked_add(self.patience(live))
+                .is_some_and(|end| end <= now)
         {
             let run = live.run;
-            out.push(note(EventKind::Stopped, "nobody called; stopped until the next request".to_owned()));
+            out.push(note(
+                EventKind::Stopped,
+                "nobody called; stopped until the next request".to_owned(),
+            ));
             self.front = Front::Cold;
             self.drain(now, run, out);
         }
@@ -623,7 +675,11 @@ impl State {
     /// that works, and is kept for longer.
     fn patience(&self, live: &Live) -> Duration {
         let starts = self.fault.is_none();
-        if starts { live.wanted.idle_stop } else { live.wanted.idle_stop.max(self.limits.keep_last_good) }
+        if starts {
+            live.wanted.idle_stop
+        } else {
+            live.wanted.idle_stop.max(self.limits.keep_last_good)
+        }
     }
 
     fn start(&mut self, now: Moment, wanted: Wanted, out: &mut Vec<Action>) -> Rising {

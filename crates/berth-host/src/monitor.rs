@@ -11,7 +11,7 @@
 
 mod folder;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -195,7 +195,9 @@ impl Monitor {
             return;
         }
         // A key at the top of the bucket, without a folder, belongs to no workspace.
-        let Some((name, path)) = change.key().split_once('/') else { return };
+        let Some((name, path)) = change.key().split_once('/') else {
+            return;
+        };
         if name.starts_with('.') || name.is_empty() {
             return;
         }
@@ -209,7 +211,10 @@ impl Monitor {
     /// contested host name.
     async fn first_looks(&mut self) {
         let due = self.take_due(None);
-        let looks: Vec<_> = due.into_iter().map(|look| look.run(Arc::clone(&self.bucket), self.excludes.clone())).collect();
+        let looks: Vec<_> = due
+            .into_iter()
+            .map(|look| look.run(Arc::clone(&self.bucket), self.excludes.clone()))
+            .collect();
         let mut looks = futures::stream::iter(looks).buffered(FIRST_LOOKS);
         let mut done = Vec::new();
         while let Some(looked) = looks.next().await {
@@ -223,7 +228,8 @@ impl Monitor {
 
     fn look_at_due(&mut self) {
         for look in self.take_due(Some(Instant::now())) {
-            self.looks.spawn(look.run(Arc::clone(&self.bucket), self.excludes.clone()));
+            self.looks
+                .spawn(look.run(Arc::clone(&self.bucket), self.excludes.clone()));
         }
     }
 
@@ -237,7 +243,9 @@ impl Monitor {
             .collect();
         let mut looks = Vec::new();
         for name in due {
-            let Some(folder) = self.folders.get_mut(&name) else { continue };
+            let Some(folder) = self.folders.get_mut(&name) else {
+                continue;
+            };
             if !folder.exists() {
                 let known = folder.was_announced();
                 // The index object of a deleted workspace may outlive it for a moment; it says nothing alone.
@@ -254,7 +262,10 @@ impl Monitor {
                 Err(error) => {
                     folder.settle();
                     if self.announced_invalid.insert(name.clone()) {
-                        self.announce(MonitorEvent::InvalidName { name, reason: error.to_string() });
+                        self.announce(MonitorEvent::InvalidName {
+                            name,
+                            reason: error.to_string(),
+                        });
                     }
                 }
             }
@@ -272,7 +283,9 @@ impl Monitor {
 
     fn looked(&mut self, looked: Looked) {
         // Deleted while it was looked at: its mark is still set, and the next round announces that.
-        let Some(folder) = self.folders.get_mut(looked.name.as_str()) else { return };
+        let Some(folder) = self.folders.get_mut(looked.name.as_str()) else {
+            return;
+        };
         match folder.take_in(looked, Instant::now() + AGAIN) {
             Ok(Some(event)) => self.announce(event),
             Ok(None) => {}

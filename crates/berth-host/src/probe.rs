@@ -113,7 +113,9 @@ fn reachable(addr: SocketAddr) -> Vec<SocketAddr> {
 async fn connect(running: &dyn Running, addr: SocketAddr) -> io::Result<TcpStream> {
     let socket = running.socket(addr.is_ipv6()).await?;
     let socket = TcpSocket::from_std_stream(StdStream::from(socket));
-    timeout(CONNECT, socket.connect(addr)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    timeout(CONNECT, socket.connect(addr))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// One GET of the health path: below 500 is healthy.
@@ -155,13 +157,19 @@ mod tests {
     fn another_port_counts_only_after_a_while_and_a_debugger_never() {
         let sockets = addrs(&["127.0.0.1:9229", "127.0.0.1:8081", "127.0.0.1:8080"]);
         assert!(candidates(&sockets, 3000, false).is_empty());
-        assert_eq!(candidates(&sockets, 3000, true), addrs(&["127.0.0.1:8080", "127.0.0.1:8081"]));
+        assert_eq!(
+            candidates(&sockets, 3000, true),
+            addrs(&["127.0.0.1:8080", "127.0.0.1:8081"])
+        );
     }
 
     #[test]
     fn an_app_on_one_loopback_address_is_reached_there() {
         assert_eq!(candidates(&addrs(&["[::1]:3000"]), 3000, false), addrs(&["[::1]:3000"]));
-        assert_eq!(candidates(&addrs(&["[::ffff:127.0.0.1]:3000"]), 3000, false), addrs(&["127.0.0.1:3000"]));
+        assert_eq!(
+            candidates(&addrs(&["[::ffff:127.0.0.1]:3000"]), 3000, false),
+            addrs(&["127.0.0.1:3000"])
+        );
     }
 
     #[test]

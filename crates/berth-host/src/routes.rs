@@ -36,7 +36,10 @@ pub(crate) struct Claims {
 impl Claims {
     /// `app` is routable now and asks for exactly `hosts`.
     pub(crate) fn set(&mut self, app: &AppName, hosts: &[String]) {
-        let hosts: BTreeSet<String> = hosts.iter().map(|host| host.trim_end_matches('.').to_ascii_lowercase()).collect();
+        let hosts: BTreeSet<String> = hosts
+            .iter()
+            .map(|host| host.trim_end_matches('.').to_ascii_lowercase())
+            .collect();
         self.owners.retain(|host, owner| owner != app || hosts.contains(host));
         for host in &hosts {
             self.owners.entry(host.clone()).or_insert_with(|| app.clone());
@@ -63,18 +66,28 @@ impl Claims {
         wanted
             .filter_map(|host| {
                 let owner = self.owners.get(host).filter(|owner| *owner != app)?;
-                Some(Conflict { host: host.clone(), owner: owner.clone() })
+                Some(Conflict {
+                    host: host.clone(),
+                    owner: owner.clone(),
+                })
             })
             .collect()
     }
 
     /// The hosts that lead to `app`.
     pub(crate) fn hosts(&self, app: &AppName) -> Vec<String> {
-        self.owners.iter().filter(|(_, owner)| *owner == app).map(|(host, _)| host.clone()).collect()
+        self.owners
+            .iter()
+            .filter(|(_, owner)| *owner == app)
+            .map(|(host, _)| host.clone())
+            .collect()
     }
 
     pub(crate) fn table(&self) -> RouteTable {
-        RouteTable { apps: self.wanted.keys().cloned().collect(), hosts: self.owners.clone() }
+        RouteTable {
+            apps: self.wanted.keys().cloned().collect(),
+            hosts: self.owners.clone(),
+        }
     }
 
     /// Gives hosts without an owner to the first app that still asks for them.
@@ -104,7 +117,10 @@ mod tests {
         assert_eq!(claims.table().hosts["shop.example"], app("zebra"));
         assert_eq!(
             claims.conflicts(&app("ape")),
-            [Conflict { host: "shop.example".to_owned(), owner: app("zebra") }]
+            [Conflict {
+                host: "shop.example".to_owned(),
+                owner: app("zebra")
+            }]
         );
         assert_eq!(claims.hosts(&app("ape")), ["ape.example"]);
         assert!(claims.conflicts(&app("zebra")).is_empty());

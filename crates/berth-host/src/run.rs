@@ -61,7 +61,11 @@ impl RunSession {
 
     /// Waits for the command, then stops and removes the sandbox. The pipes stay with the caller: take them out first.
     pub async fn wait(self) -> ExitInfo {
-        let Self { mut exec, sandbox, keep } = self;
+        let Self {
+            mut exec,
+            sandbox,
+            keep,
+        } = self;
         let exit = match exec.wait().await {
             Ok(exit) => exit,
             Err(error) => {
@@ -82,16 +86,26 @@ pub(crate) async fn start(
     plan: &Plan,
 ) -> Result<RunSession, RunError> {
     let app = request.app.clone();
-    let failed = |reason| RunError::Sandbox { app: app.clone(), reason };
-    let (_, Some(id)) = ground.next_sandbox(&app) else { return Err(RunError::NoSuchApp(app)) };
+    let failed = |reason| RunError::Sandbox {
+        app: app.clone(),
+        reason,
+    };
+    let (_, Some(id)) = ground.next_sandbox(&app) else {
+        return Err(RunError::NoSuchApp(app));
+    };
     let mut spec = ground.spec(id, &app, revision, plan);
     spec.start = None;
     if !request.install {
         spec.install.clear();
     }
     let last = last_phase(spec.copy_source, spec.install.len());
-    let order = Order { spec, image: plan.image.clone() };
-    let Made { running, mut events, .. } = ground.sandboxes.create(order).await.map_err(failed)?;
+    let order = Order {
+        spec,
+        image: plan.image.clone(),
+    };
+    let Made {
+        running, mut events, ..
+    } = ground.sandboxes.create(order).await.map_err(failed)?;
     // From here on the sandbox is removed whatever happens: when `keep` is dropped, or when the host shuts down.
     let keep = remove_when_left(ground, stop, Arc::clone(&running));
     let limit = ground.config.install_timeout;
@@ -103,20 +117,19 @@ pub(crate) async fn start(
             return Err(failed(FailReason::new(FailKind::InstallTimeout, text)));
         }
     }
-    let Some(sandbox) = running.sandbox() else { return Err(RunError::NoSuchApp(app)) };
+    let Some(sandbox) = running.sandbox() else {
+        return Err(RunError::NoSuchApp(app));
+    };
     let command = request.exec.argv.join(" ");
-    let exec = sandbox
-        .exec(request.exec)
-        .await
-        .map_err(|error| RunError::Exec { app: app.clone(), command, message: chain(&error) })?;
+    let exec = sandbox.exec(request.exec).await.map_err(|error| RunError::Exec {
+        app: app.clone(),
+        command,
+        message: chain(&error),
+    })?;
     Ok(RunSession { exec, sandbox, keep })
 }
 
-fn remove_when_left(
-    ground: &Ground,
-    stop: CancellationToken,
-    running: Arc<dyn Running>,
-) -> RunKeep {
+fn remove_when_left(ground: &Ground, stop: CancellationToken, running: Arc<dyn Running>) -> RunKeep {
     let (leave, left) = oneshot::channel::<()>();
     let (done, removed) = oneshot::channel::<()>();
     let grace = ground.config.stop_grace;
@@ -147,11 +160,21 @@ async fn prepared(events: &mut mpsc::Receiver<SandboxEvent>, last: Phase) -> Res
         match events.recv().await {
             Some(SandboxEvent::Phase { phase, .. }) if phase >= last => return Ok(()),
             Some(SandboxEvent::Phase { .. }) => {}
-            Some(SandboxEvent::InstallFailed { step, exit, tail }) => return Err(life::install_failed(&step, exit, &tail)),
-            Some(SandboxEvent::Exited(exit)) => {
-                return Err(FailReason::new(FailKind::Sandbox, format!("the sandbox ended with {exit}")));
+            Some(SandboxEvent::InstallFailed { step, exit, tail }) => {
+                return Err(life::install_failed(&step, exit, &tail));
             }
-            None => return Err(FailReason::new(FailKind::Sandbox, "the sandbox's keeper ended without a word")),
+            Some(SandboxEvent::Exited(exit)) => {
+                return Err(FailReason::new(
+                    FailKind::Sandbox,
+                    format!("the sandbox ended with {exit}"),
+                ));
+            }
+            None => {
+                return Err(FailReason::new(
+                    FailKind::Sandbox,
+                    "the sandbox's keeper ended without a word",
+                ));
+            }
         }
     }
 }

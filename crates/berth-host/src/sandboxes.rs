@@ -6,11 +6,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_image::ImageStore;
-use berth_sandbox::{ExitInfo, Network, Sandbox, SandboxError, SandboxEvent, SandboxSpec, Spawner, Stats};
+use berth_sandbox::{
+    ExitInfo, Network, Sandbox, SandboxError, SandboxEvent, SandboxSpec, Spawner, Stats, clean_leftovers,
+};
 use berth_sys::netns::{Netns, SocketFactory};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -38,6 +41,8 @@ pub(crate) struct Made {
 pub(crate) trait Sandboxes: Send + Sync + 'static {
     /// Makes one and starts it. Not cancel-safe: once begun it is awaited, and what was made is stopped by its owner.
     fn create(&self, order: Order) -> BoxFuture<'static, Result<Made, FailReason>>;
+    /// Removes what is shared by all sandboxes, when none is left.
+    fn clear(&self) -> BoxFuture<'_, ()>;
 }
 
 /// A sandbox that runs.
@@ -61,6 +66,8 @@ pub(crate) struct RealSandboxes {
     pub(crate) network: Arc<Network>,
     pub(crate) sockets: SocketFactory,
     pub(crate) uid_base: u32,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) instance: String,
 }
 
 impl RealSandboxes {
@@ -82,7 +89,9 @@ impl RealSandboxes {
             Ok(Err(error)) => return Err(FailReason::new(FailKind::Image, chain(&error))),
             Err(stopped) => return Err(FailReason::new(FailKind::Image, format!("mounting {image}: {stopped}"))),
         };
-        let slot = network.lease().map_err(|error| FailReason::new(FailKind::Sandbox, chain(&error)))?;
+        let slot = network
+            .lease()
+            .map_err(|error| FailReason::new(FailKind::Sandbox, chain(&error)))?;
         // Every slot has ids of its own: the files and processes of two apps never share an owner on the host.
         spec.uid_base = uid_base.saturating_add(slot.index.saturating_mul(berth_sandbox::UID_RANGE));
         spec.slot = Some(slot.spec());
@@ -91,8 +100,16 @@ impl RealSandboxes {
             .await
             .map_err(|error| FailReason::new(FailKind::Sandbox, chain(&error)))?;
         let netns = sandbox.netns();
-        let running = Arc::new(RealSandbox { sandbox: Arc::new(sandbox), netns, sockets });
-        Ok(Made { running, events, prepared })
+        let running = Arc::new(RealSandbox {
+            sandbox: Arc::new(sandbox),
+            netns,
+            sockets,
+        });
+        Ok(Made {
+            running,
+            events,
+            prepared,
+        })
     }
 }
 
@@ -106,6 +123,15 @@ impl Sandboxes for RealSandboxes {
             self.uid_base,
             order,
         ))
+    }
+
+    fn clear(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            match clean_leftovers(&self.run_dir, &self.instance).await {
+                Ok(done) => done.iter().for_each(|line| tracing::warn!("left at the end: {line}")),
+                Err(error) => tracing::warn!("clearing {}: {}", self.run_dir.display(), chain(&error)),
+            }
+        })
     }
 }
 

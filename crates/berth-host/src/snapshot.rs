@@ -170,6 +170,11 @@ pub struct HostEvent {
 impl HostEvent {
     /// An event that happens now.
     pub fn now(app: impl Into<String>, kind: EventKind, text: impl Into<String>) -> Self {
-        Self { time: SystemTime::now().into(), app: app.into(), kind, text: text.into() }
+        Self {
+            time: SystemTime::now().into(),
+            app: app.into(),
+            kind,
+            text: text.into(),
+        }
     }
 }

@@ -39,7 +39,13 @@ pub struct Rising {
 
 impl Rising {
     pub(super) fn new(run: RunId, wanted: Wanted, now: Moment) -> Self {
-        Self { run, wanted, climb: Climb::Queued, deadline: None, since: now }
+        Self {
+            run,
+            wanted,
+            climb: Climb::Queued,
+            deadline: None,
+            since: now,
+        }
     }
 
     /// The state's word for people.
@@ -55,15 +61,24 @@ impl Rising {
         match self.climb {
             Climb::Queued | Climb::Creating => {
                 let seconds = limits.create.as_secs();
-                FailReason::new(FailKind::Sandbox, format!("the sandbox was not made within {seconds} s"))
+                FailReason::new(
+                    FailKind::Sandbox,
+                    format!("the sandbox was not made within {seconds} s"),
+                )
             }
             Climb::Copying => {
                 let seconds = limits.install.as_secs();
-                FailReason::new(FailKind::InstallTimeout, format!("copying the source took longer than {seconds} s"))
+                FailReason::new(
+                    FailKind::InstallTimeout,
+                    format!("copying the source took longer than {seconds} s"),
+                )
             }
             Climb::Installing => {
                 let seconds = limits.install.as_secs();
-                FailReason::new(FailKind::InstallTimeout, format!("the installation took longer than {seconds} s"))
+                FailReason::new(
+                    FailKind::InstallTimeout,
+                    format!("the installation took longer than {seconds} s"),
+                )
             }
             Climb::Starting => {
                 let seconds = limits.start.as_secs();
@@ -84,7 +99,10 @@ impl State {
         let limits = self.limits;
         let rising = match &mut self.front {
             super::Front::Rising(rising) => rising,
-            super::Front::Ready { successor: Some(rising), .. } => rising,
+            super::Front::Ready {
+                successor: Some(rising),
+                ..
+            } => rising,
             _ => return,
         };
         if rising.run != run || climb <= rising.climb {

@@ -11,12 +11,28 @@ use super::*;
 const S: Duration = Duration::from_secs(1);
 
 fn limits() -> Limits {
-    Limits { start: S * 60, install: S * 600, create: S * 30, drain: S * 30, keep_last_good: S * 86_400 }
+    Limits {
+        start: S * 60,
+        install: S * 600,
+        create: S * 30,
+        drain: S * 30,
+        keep_last_good: S * 86_400,
+    }
 }
 
 fn wanted(n: u64) -> Wanted {
-    let file = SourceFile { path: "a".into(), mode: FileMode::Regular, size: n, content: n.to_string() };
-    Wanted { revision: revision(&[file]), shape: 1, in_place: false, idle_stop: S * 600 }
+    let file = SourceFile {
+        path: "a".into(),
+        mode: FileMode::Regular,
+        size: n,
+        content: n.to_string(),
+    };
+    Wanted {
+        revision: revision(&[file]),
+        shape: 1,
+        in_place: false,
+        idle_stop: S * 600,
+    }
 }
 
 fn crash() -> FailReason {
@@ -54,20 +70,39 @@ fn nothing_runs_until_a_request_comes() {
     let mut state = State::new(limits());
     assert_eq!(acts(&mut state, S, Event::Saved(wanted(1))), []);
     assert_eq!(state.phase(), AppState::Cold);
-    assert_eq!(acts(&mut state, S, Event::Request(WaiterId(1))), [Action::Start(run(1), wanted(1))]);
-    assert_eq!(acts(&mut state, S, Event::Request(WaiterId(2))), [], "the second request starts nothing");
+    assert_eq!(
+        acts(&mut state, S, Event::Request(WaiterId(1))),
+        [Action::Start(run(1), wanted(1))]
+    );
+    assert_eq!(
+        acts(&mut state, S, Event::Request(WaiterId(2))),
+        [],
+        "the second request starts nothing"
+    );
     assert_eq!(
         acts(&mut state, S * 2, Event::Listening(run(1))),
-        [Action::Open(run(1)), Action::Answer(run(1), vec![WaiterId(1), WaiterId(2)])]
+        [
+            Action::Open(run(1)),
+            Action::Answer(run(1), vec![WaiterId(1), WaiterId(2)])
+        ]
     );
 }
 
 #[test]
 fn a_new_revision_takes_over_only_when_it_listens() {
     let mut state = serving();
-    assert_eq!(acts(&mut state, S * 2, Event::Saved(wanted(2))), [Action::Start(run(2), wanted(2))]);
-    assert_eq!(acts(&mut state, S * 2, Event::Request(WaiterId(1))), [Action::Answer(run(1), vec![WaiterId(1)])]);
-    assert_eq!(acts(&mut state, S * 3, Event::Listening(run(2))), [Action::Open(run(2)), Action::Drain(run(1))]);
+    assert_eq!(
+        acts(&mut state, S * 2, Event::Saved(wanted(2))),
+        [Action::Start(run(2), wanted(2))]
+    );
+    assert_eq!(
+        acts(&mut state, S * 2, Event::Request(WaiterId(1))),
+        [Action::Answer(run(1), vec![WaiterId(1)])]
+    );
+    assert_eq!(
+        acts(&mut state, S * 3, Event::Listening(run(2))),
+        [Action::Open(run(2)), Action::Drain(run(1))]
+    );
     assert_eq!(acts(&mut state, S * 4, Event::Drained(run(1))), [Action::Stop(run(1))]);
     assert_eq!(acts(&mut state, S * 4, Event::Stopped(run(1))), []);
     assert_eq!(state.phase(), AppState::Ready);
@@ -77,13 +112,22 @@ fn a_new_revision_takes_over_only_when_it_listens() {
 fn a_revision_that_does_not_start_never_replaces_one_that_works() {
     let mut state = serving();
     let _ = state.apply(S * 2, Event::Saved(wanted(2)));
-    assert_eq!(acts(&mut state, S * 3, Event::Broke(run(2), early())), [Action::Stop(run(2))]);
+    assert_eq!(
+        acts(&mut state, S * 3, Event::Broke(run(2), early())),
+        [Action::Stop(run(2))]
+    );
     assert_eq!((state.phase(), state.error()), (AppState::Ready, Some(&early())));
-    assert_eq!(acts(&mut state, S * 3, Event::Request(WaiterId(1))), [Action::Answer(run(1), vec![WaiterId(1)])]);
+    assert_eq!(
+        acts(&mut state, S * 3, Event::Request(WaiterId(1))),
+        [Action::Answer(run(1), vec![WaiterId(1)])]
+    );
     // Being idle does not end it either: it is the only copy of the revision that works.
     assert_eq!(acts(&mut state, S * 700, Event::Tick), []);
     // The mended save clears the error.
-    assert_eq!(acts(&mut state, S * 701, Event::Saved(wanted(3))), [Action::Start(run(3), wanted(3))]);
+    assert_eq!(
+        acts(&mut state, S * 701, Event::Saved(wanted(3))),
+        [Action::Start(run(3), wanted(3))]
+    );
     assert_eq!(state.error(), None);
 }
 
@@ -95,8 +139,15 @@ fn a_newer_save_abandons_the_one_that_is_starting() {
         acts(&mut state, S * 2, Event::Saved(wanted(3))),
         [Action::Stop(run(2)), Action::Start(run(3), wanted(3))]
     );
-    assert_eq!(acts(&mut state, S * 3, Event::Listening(run(2))), [], "its late word is not heard");
-    assert_eq!(acts(&mut state, S * 3, Event::Listening(run(3))), [Action::Open(run(3)), Action::Drain(run(1))]);
+    assert_eq!(
+        acts(&mut state, S * 3, Event::Listening(run(2))),
+        [],
+        "its late word is not heard"
+    );
+    assert_eq!(
+        acts(&mut state, S * 3, Event::Listening(run(3))),
+        [Action::Open(run(3)), Action::Drain(run(1))]
+    );
 }
 
 #[test]
@@ -109,15 +160,24 @@ fn undoing_an_edit_keeps_the_sandbox_that_serves() {
 
 #[test]
 fn a_static_app_needs_no_new_sandbox_for_new_content() {
-    let site = |n: u64, shape| Wanted { in_place: true, shape, ..wanted(n) };
+    let site = |n: u64, shape| Wanted {
+        in_place: true,
+        shape,
+        ..wanted(n)
+    };
     let mut state = State::new(limits());
     let _ = state.apply(S, Event::Saved(site(1, 1)));
     let _ = state.apply(S, Event::Request(WaiterId(1)));
     let _ = state.apply(S, Event::Listening(run(1)));
     assert_eq!(acts(&mut state, S, Event::Saved(site(2, 1))), []);
-    let Front::Ready { live, .. } = state.front() else { panic!("{:?}", state.front()) };
+    let Front::Ready { live, .. } = state.front() else {
+        panic!("{:?}", state.front())
+    };
     assert_eq!(live.wanted.revision, site(2, 1).revision);
-    assert_eq!(acts(&mut state, S, Event::Saved(site(3, 2))), [Action::Start(run(2), site(3, 2))]);
+    assert_eq!(
+        acts(&mut state, S, Event::Saved(site(3, 2))),
+        [Action::Start(run(2), site(3, 2))]
+    );
 }
 
 #[test]
@@ -131,7 +191,10 @@ fn a_mistake_in_the_description_keeps_the_last_good_revision_serving() {
     let _ = state.apply(S, Event::Unplannable(bad.clone()));
     assert_eq!(state.phase(), AppState::Failed);
     let refusal = Refusal::Failed(bad, Duration::ZERO);
-    assert_eq!(acts(&mut state, S, Event::Request(WaiterId(1))), [Action::Refuse(vec![WaiterId(1)], refusal)]);
+    assert_eq!(
+        acts(&mut state, S, Event::Request(WaiterId(1))),
+        [Action::Refuse(vec![WaiterId(1)], refusal)]
+    );
 }
 
 #[test]
@@ -152,14 +215,25 @@ fn the_first_crash_costs_no_wait_and_a_crash_loop_is_slowed_down() {
     let mut waits = Vec::new();
     for n in 1..9 {
         let _ = state.apply(now, Event::Broke(run(n), crash()));
-        let Front::Failed(setback) = state.front().clone() else { panic!("{:?}", state.front()) };
+        let Front::Failed(setback) = state.front().clone() else {
+            panic!("{:?}", state.front())
+        };
         waits.push((setback.until - now).as_secs());
         if setback.until > now {
             let refused = acts(&mut state, now, Event::Request(WaiterId(n)));
-            assert_eq!(refused, [Action::Refuse(vec![WaiterId(n)], Refusal::Failed(crash(), setback.until - now))]);
+            assert_eq!(
+                refused,
+                [Action::Refuse(
+                    vec![WaiterId(n)],
+                    Refusal::Failed(crash(), setback.until - now)
+                )]
+            );
         }
         now = setback.until;
-        assert_eq!(acts(&mut state, now, Event::Request(WaiterId(n))), [Action::Start(run(n + 1), wanted(1))]);
+        assert_eq!(
+            acts(&mut state, now, Event::Request(WaiterId(n))),
+            [Action::Start(run(n + 1), wanted(1))]
+        );
         let _ = state.apply(now, Event::Listening(run(n + 1)));
     }
     assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60]);
@@ -175,11 +249,17 @@ fn a_failed_start_answers_those_who_wait_and_a_save_resets_the_back_off() {
     let _ = state.apply(S, Event::Request(WaiterId(1)));
     assert_eq!(
         acts(&mut state, S * 2, Event::Broke(run(1), early())),
-        [Action::Stop(run(1)), Action::Refuse(vec![WaiterId(1)], Refusal::Failed(early(), S))]
+        [
+            Action::Stop(run(1)),
+            Action::Refuse(vec![WaiterId(1)], Refusal::Failed(early(), S))
+        ]
     );
     assert_eq!((state.phase(), state.error()), (AppState::Failed, Some(&early())));
     let _ = state.apply(S * 2, Event::Saved(wanted(2)));
-    assert_eq!(acts(&mut state, S * 2, Event::Request(WaiterId(2))), [Action::Start(run(2), wanted(2))]);
+    assert_eq!(
+        acts(&mut state, S * 2, Event::Request(WaiterId(2))),
+        [Action::Start(run(2), wanted(2))]
+    );
 }
 
 #[test]
@@ -196,7 +276,11 @@ fn each_phase_of_a_start_has_its_own_limit_and_its_own_reason() {
         let _ = state.apply(S, Event::Request(WaiterId(1)));
         let _ = state.apply(S, Event::Climbed(run(1), climb));
         assert_eq!(state.deadline(), Some(S + limit), "{climb:?}");
-        assert_eq!(acts(&mut state, limit, Event::Tick), [], "{climb:?}: not before its time");
+        assert_eq!(
+            acts(&mut state, limit, Event::Tick),
+            [],
+            "{climb:?}: not before its time"
+        );
         let _ = state.apply(S + limit, Event::Tick);
         assert_eq!(state.error().map(|reason| reason.kind), Some(kind), "{climb:?}");
     }
@@ -206,7 +290,11 @@ fn each_phase_of_a_start_has_its_own_limit_and_its_own_reason() {
     let _ = state.apply(S, Event::Climbed(run(1), Climb::Starting));
     let _ = state.apply(S * 50, Event::Climbed(run(1), Climb::Unhealthy));
     let _ = state.apply(S * 61, Event::Tick);
-    assert_eq!(state.error().map(|reason| reason.kind), Some(FailKind::Unhealthy), "listening does not buy time");
+    assert_eq!(
+        state.error().map(|reason| reason.kind),
+        Some(FailKind::Unhealthy),
+        "listening does not buy time"
+    );
 }
 
 #[test]
@@ -226,7 +314,13 @@ fn an_idle_app_is_stopped_and_a_used_one_is_not() {
 #[test]
 fn an_app_that_shall_never_stop_has_no_idle_deadline() {
     let mut state = State::new(limits());
-    let _ = state.apply(S, Event::Saved(Wanted { idle_stop: Duration::MAX, ..wanted(1) }));
+    let _ = state.apply(
+        S,
+        Event::Saved(Wanted {
+            idle_stop: Duration::MAX,
+            ..wanted(1)
+        }),
+    );
     let _ = state.apply(S, Event::Request(WaiterId(1)));
     let _ = state.apply(S, Event::Listening(run(1)));
     assert_eq!(state.deadline(), None);
@@ -245,7 +339,10 @@ fn a_draining_sandbox_is_stopped_at_the_limit_at_the_latest() {
 fn a_deleted_workspace_leaves_nothing_and_its_driver_ends() {
     let mut state = serving();
     let _ = state.apply(S * 2, Event::Saved(wanted(2)));
-    assert_eq!(acts(&mut state, S * 2, Event::Deleted), [Action::Stop(run(2)), Action::Stop(run(1))]);
+    assert_eq!(
+        acts(&mut state, S * 2, Event::Deleted),
+        [Action::Stop(run(2)), Action::Stop(run(1))]
+    );
     assert_eq!(
         acts(&mut state, S * 2, Event::Request(WaiterId(1))),
         [Action::Refuse(vec![WaiterId(1)], Refusal::NoSuchApp)]
@@ -318,7 +415,10 @@ impl World {
                 Action::Start(run, _) => assert!(self.started.insert(run), "{run:?} is started twice"),
                 Action::Open(run) => {
                     assert!(self.listening.contains(&run), "{run:?} is opened but does not listen");
-                    assert!(!self.draining.contains(&run) && !self.stopping.contains(&run), "{run:?} was closed");
+                    assert!(
+                        !self.draining.contains(&run) && !self.stopping.contains(&run),
+                        "{run:?} was closed"
+                    );
                     assert!(self.opened.insert(run), "{run:?} is opened twice");
                     self.open = Some(run);
                 }
@@ -350,7 +450,10 @@ impl World {
     fn answer(&mut self, waiters: Vec<WaiterId>) {
         assert!(!waiters.is_empty());
         for waiter in waiters {
-            assert!(self.waiting.remove(&waiter), "{waiter:?} is answered, but does not wait");
+            assert!(
+                self.waiting.remove(&waiter),
+                "{waiter:?} is answered, but does not wait"
+            );
             *self.answers.entry(waiter).or_default() += 1;
         }
     }
@@ -367,10 +470,21 @@ impl World {
         };
         assert_eq!(self.open, serving, "the open sandbox is the one that is ready");
         let rising = state.rising().map(|rising| rising.run);
-        let known: BTreeSet<RunId> = serving.into_iter().chain(rising).chain(self.draining.difference(&self.stopping).copied()).collect();
-        assert_eq!(self.alive().into_iter().collect::<BTreeSet<_>>(), known, "no sandbox is forgotten");
+        let known: BTreeSet<RunId> = serving
+            .into_iter()
+            .chain(rising)
+            .chain(self.draining.difference(&self.stopping).copied())
+            .collect();
+        assert_eq!(
+            self.alive().into_iter().collect::<BTreeSet<_>>(),
+            known,
+            "no sandbox is forgotten"
+        );
         assert_eq!(state.waiting(), self.waiting.len());
-        assert!(self.waiting.is_empty() || rising.is_some() && serving.is_none(), "waiters wait for something");
+        assert!(
+            self.waiting.is_empty() || rising.is_some() && serving.is_none(),
+            "waiters wait for something"
+        );
         if matches!(state.front(), Front::Closed(_)) {
             assert!(self.alive().is_empty() && self.waiting.is_empty());
         }

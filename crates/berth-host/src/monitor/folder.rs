@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use berth_store::{Change, ObjectInfo, StoreError};
 use berth_workspace::{
-    AppName, EntryKind, FileMode, Plan, PlanError, RevisionId, Source, SourceFile, WorkspaceIndex, index, manifest_paths,
+    AppName, EntryKind, FileMode, Plan, PlanError, RevisionId, Source, SourceFile, WorkspaceIndex, index,
+    manifest_paths,
 };
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -100,7 +101,11 @@ impl Folder {
 
     pub(super) fn keys(&self, name: &str) -> Vec<String> {
         let index = self.index_etag.as_ref().map(|_| index::key(name));
-        self.objects.keys().map(|path| format!("{name}/{path}")).chain(index).collect()
+        self.objects
+            .keys()
+            .map(|path| format!("{name}/{path}"))
+            .chain(index)
+            .collect()
     }
 
     pub(super) fn look(&mut self, name: AppName) -> Look {
@@ -118,7 +123,13 @@ impl Folder {
     /// Takes in what a look found; a look that failed is due again at `again`.
     pub(super) fn take_in(&mut self, looked: Looked, again: Instant) -> Result<Option<MonitorEvent>, StoreError> {
         self.looking = false;
-        let Found { index, manifests, files, revision, plan } = match looked.found {
+        let Found {
+            index,
+            manifests,
+            files,
+            revision,
+            plan,
+        } = match looked.found {
             Ok(found) => found,
             Err(error) => {
                 self.mark = Some((again, again));
@@ -133,7 +144,12 @@ impl Folder {
         }
         self.announced = Some(revision.clone());
         let plan = Box::new(plan);
-        Ok(Some(MonitorEvent::WorkspaceChanged { name: looked.name, revision, files: Arc::new(files), plan }))
+        Ok(Some(MonitorEvent::WorkspaceChanged {
+            name: looked.name,
+            revision,
+            files: Arc::new(files),
+            plan,
+        }))
     }
 }
 
@@ -163,15 +179,23 @@ struct Found {
 impl Look {
     pub(super) async fn run(self, bucket: Arc<dyn Bucket>, excludes: berth_workspace::Excludes) -> Looked {
         let name = self.name.clone();
-        Looked { name, found: self.find(bucket, &excludes).await }
+        Looked {
+            name,
+            found: self.find(bucket, &excludes).await,
+        }
     }
 
-    async fn find(mut self, bucket: Arc<dyn Bucket>, excludes: &berth_workspace::Excludes) -> Result<Found, StoreError> {
+    async fn find(
+        mut self,
+        bucket: Arc<dyn Bucket>,
+        excludes: &berth_workspace::Excludes,
+    ) -> Result<Found, StoreError> {
         let index = self.read_index(&*bucket).await?;
         let mut files = source_files(&self.objects, index.as_ref().map(|(_, index)| &**index));
         files.retain(|file| !excludes.local_only(&file.path));
         let revision = berth_workspace::revision_with(&files, excludes);
-        self.manifests.retain(|path, (etag, _)| self.objects.get(path).is_some_and(|(_, now)| now == etag));
+        self.manifests
+            .retain(|path, (etag, _)| self.objects.get(path).is_some_and(|(_, now)| now == etag));
         let mut wanted: BTreeSet<String> = manifest_paths().iter().map(|path| (*path).to_owned()).collect();
         let mut round = 0;
         loop {
@@ -179,7 +203,13 @@ impl Look {
             let (plan, missed) = self.plan(&files);
             round += 1;
             if missed.is_empty() || round == ROUNDS {
-                return Ok(Found { index, manifests: self.manifests, files, revision, plan });
+                return Ok(Found {
+                    index,
+                    manifests: self.manifests,
+                    files,
+                    revision,
+                    plan,
+                });
             }
             wanted = missed;
         }
@@ -249,19 +279,39 @@ impl Look {
 /// The files of a workspace: its objects, with the modes and symlinks of its index. Folder markers (`dir/`) are no files.
 fn source_files(objects: &BTreeMap<String, (u64, String)>, index: Option<&WorkspaceIndex>) -> Vec<SourceFile> {
     let entry = |path: &str| index.and_then(|index| index.entries.get(path));
-    let plain = objects.iter().filter(|(path, _)| !path.is_empty() && !path.ends_with('/')).map(|(path, (size, etag))| {
-        let executable = entry(path).and_then(|entry| entry.mode).is_some_and(|mode| mode & 0o111 != 0);
-        SourceFile {
-            path: path.clone(),
-            mode: if executable { FileMode::Executable } else { FileMode::Regular },
-            size: *size,
-            content: etag.clone(),
-        }
-    });
-    let symlinks = index.into_iter().flat_map(|index| &index.entries).filter_map(|(path, entry)| {
-        let target = entry.target.as_ref().filter(|_| entry.kind == EntryKind::Symlink && !objects.contains_key(path))?;
-        let size = target.len() as u64;
-        Some(SourceFile { path: path.clone(), mode: FileMode::Symlink, size, content: target.clone() })
-    });
+    let plain = objects
+        .iter()
+        .filter(|(path, _)| !path.is_empty() && !path.ends_with('/'))
+        .map(|(path, (size, etag))| {
+            let executable = entry(path)
+                .and_then(|entry| entry.mode)
+                .is_some_and(|mode| mode & 0o111 != 0);
+            SourceFile {
+                path: path.clone(),
+                mode: if executable {
+                    FileMode::Executable
+                } else {
+                    FileMode::Regular
+                },
+                size: *size,
+                content: etag.clone(),
+            }
+        });
+    let symlinks = index
+        .into_iter()
+        .flat_map(|index| &index.entries)
+        .filter_map(|(path, entry)| {
+            let target = entry
+                .target
+                .as_ref()
+                .filter(|_| entry.kind == EntryKind::Symlink && !objects.contains_key(path))?;
+            let size = target.len() as u64;
+            Some(SourceFile {
+                path: path.clone(),
+                mode: FileMode::Symlink,
+                size,
+                content: target.clone(),
+            })
+        });
     plain.chain(symlinks).collect()
 }

@@ -20,7 +20,10 @@ pub async fn an_edit_is_swapped_in_without_a_failed_request(world: Arc<World>) {
         async move {
             while !stop.load(Ordering::Relaxed) {
                 let (status, body) = world.get(&name, "/").await.expect("no request is refused");
-                assert!(status == 200 && (body == "before" || body == "after"), "{status} {body}");
+                assert!(
+                    status == 200 && (body == "before" || body == "after"),
+                    "{status} {body}"
+                );
                 count.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -36,7 +39,11 @@ pub async fn an_edit_is_swapped_in_without_a_failed_request(world: Arc<World>) {
     stop.store(true, Ordering::Relaxed);
     load.await.expect("every request was answered");
     let live = live.expect("the edit went live");
-    println!("    live after {:.0} ms, {} requests meanwhile", live.as_secs_f64() * 1e3, count.load(Ordering::Relaxed));
+    println!(
+        "    live after {:.0} ms, {} requests meanwhile",
+        live.as_secs_f64() * 1e3,
+        count.load(Ordering::Relaxed)
+    );
     // On a machine that is busy with other tests the promise of one second is the benchmark's to keep.
     assert!(live < Duration::from_secs(5), "{live:?}");
     eventually("the old sandbox is gone", || world.sandboxes_of(&name).len() == 1).await;
@@ -81,14 +88,30 @@ pub async fn an_edit_that_does_not_start_leaves_the_old_one_serving(world: Arc<W
     let snapshot = world.snapshot(&name);
     let error = snapshot.error.unwrap();
     assert_eq!((snapshot.state, error.kind), (AppState::Ready, FailKind::ExitedEarly));
-    assert!(error.detail.contains("SyntaxError"), "the operator sees why: {}", error.detail);
+    assert!(
+        error.detail.contains("SyntaxError"),
+        "the operator sees why: {}",
+        error.detail
+    );
     assert_ne!(snapshot.serving_revision, snapshot.revision);
     assert_eq!(world.get(&name, "/").await.unwrap(), (200, "works".to_owned()));
-    assert!(world.host.recent_events().iter().any(|event| event.app == "broken" && event.text.contains("goes on serving")));
+    assert!(
+        world
+            .host
+            .recent_events()
+            .iter()
+            .any(|event| event.app == "broken" && event.text.contains("goes on serving"))
+    );
     let log = berth_sandbox::logs::read_tail(&world.host.log_dir(&name), 200).unwrap();
-    assert!(log.iter().any(|line| line.stream == berth_sandbox::logs::LogStream::Berth && line.text.contains("goes on serving")));
+    assert!(
+        log.iter()
+            .any(|line| line.stream == berth_sandbox::logs::LogStream::Berth && line.text.contains("goes on serving"))
+    );
     world.save(&name, &refs(&hello("mended"))).await;
-    eventually("the mended revision serves", || world.snapshot(&name).serving_revision == world.snapshot(&name).revision).await;
+    eventually("the mended revision serves", || {
+        world.snapshot(&name).serving_revision == world.snapshot(&name).revision
+    })
+    .await;
     assert_eq!(world.get(&name, "/").await.unwrap().1, "mended");
     assert!(world.snapshot(&name).error.is_none());
 }
@@ -97,7 +120,9 @@ pub async fn a_mistake_in_workspace_json_leaves_the_old_one_serving(world: Arc<W
     let name = app("mistaken");
     world.save(&name, &refs(&hello("fine"))).await;
     assert_eq!(world.get(&name, "/").await.unwrap().1, "fine");
-    world.save(&name, &[("workspace.json", "{\n  \"port\": \"three\"\n}")]).await;
+    world
+        .save(&name, &[("workspace.json", "{\n  \"port\": \"three\"\n}")])
+        .await;
     eventually("the mistake is shown", || world.snapshot(&name).error.is_some()).await;
     let error = world.snapshot(&name).error.unwrap();
     assert_eq!(error.kind, FailKind::BadPlan);
@@ -124,23 +149,40 @@ pub async fn a_folder_with_an_impossible_name_is_shown_and_harms_nobody(world: A
     world.save_unseen("My_App", &[("index.html", "hello")]).await;
     let name = app("neighbour");
     world.save(&name, &[("index.html", "fine")]).await;
-    eventually("the folder is shown", || world.host.invalid().iter().any(|folder| folder.name == "My_App")).await;
-    let folder = world.host.invalid().into_iter().find(|folder| folder.name == "My_App").unwrap();
+    eventually("the folder is shown", || {
+        world.host.invalid().iter().any(|folder| folder.name == "My_App")
+    })
+    .await;
+    let folder = world
+        .host
+        .invalid()
+        .into_iter()
+        .find(|folder| folder.name == "My_App")
+        .unwrap();
     assert!(!folder.reason.is_empty());
     assert_eq!(world.get(&name, "/").await.unwrap(), (200, "fine".to_owned()));
     world.delete("My_App").await;
-    eventually("the entry goes with the folder", || world.host.invalid().iter().all(|folder| folder.name != "My_App")).await;
+    eventually("the entry goes with the folder", || {
+        world.host.invalid().iter().all(|folder| folder.name != "My_App")
+    })
+    .await;
 }
 
 pub async fn the_first_owner_of_a_host_name_keeps_it(world: Arc<World>) {
     let hosts = workspace_json(&[("hosts", "[\"shop.example.com\"]")]);
     let (first, second) = (app("shop"), app("copycat"));
     for name in [&first, &second] {
-        world.save(name, &[("index.html", "shop"), ("workspace.json", &hosts)]).await;
+        world
+            .save(name, &[("index.html", "shop"), ("workspace.json", &hosts)])
+            .await;
     }
     let owner = |world: &World| world.host.routes().borrow().hosts.get("shop.example.com").cloned();
     assert_eq!(owner(&world), Some(first.clone()));
-    assert!(world.snapshot(&second).warnings[0].contains("shop.example.com"), "{:?}", world.snapshot(&second).warnings);
+    assert!(
+        world.snapshot(&second).warnings[0].contains("shop.example.com"),
+        "{:?}",
+        world.snapshot(&second).warnings
+    );
     world.delete("shop").await;
     eventually("the host passes on", || owner(&world) == Some(second.clone())).await;
 }

@@ -26,16 +26,32 @@ pub async fn a_crashed_app_is_started_again_by_the_next_request(world: Arc<World
         let lease = world.host.acquire(&name).await.unwrap();
         let _ = get(&lease, "/crash").await;
         drop(lease);
-        eventually("the crash is noticed", || world.snapshot(&name).state == AppState::Failed).await;
+        eventually("the crash is noticed", || {
+            world.snapshot(&name).state == AppState::Failed
+        })
+        .await;
         let error = world.snapshot(&name).error.unwrap();
         assert_eq!(error.kind, FailKind::Crashed);
-        assert!(error.detail.contains("exit code 3") && error.detail.contains("I fall"), "{}", error.detail);
+        assert!(
+            error.detail.contains("exit code 3") && error.detail.contains("I fall"),
+            "{}",
+            error.detail
+        );
         if round == 1 {
             // A second crash in a row is slowed down, and whoever asks is told for how long.
             let (reason, retry_after) = failed(world.get(&name, "/").await.unwrap_err());
             assert_eq!(reason.kind, FailKind::Crashed);
-            assert!(retry_after <= Duration::from_secs(1) && !retry_after.is_zero(), "{retry_after:?}");
-            eventually("the back-off is over", || world.snapshot(&name).retry_at.is_none_or(|at| at <= time::OffsetDateTime::now_utc())).await;
+            assert!(
+                retry_after <= Duration::from_secs(1) && !retry_after.is_zero(),
+                "{retry_after:?}"
+            );
+            eventually("the back-off is over", || {
+                world
+                    .snapshot(&name)
+                    .retry_at
+                    .is_none_or(|at| at <= time::OffsetDateTime::now_utc())
+            })
+            .await;
         }
     }
     assert_eq!(world.get(&name, "/").await.unwrap().1, "up");
@@ -44,15 +60,25 @@ pub async fn a_crashed_app_is_started_again_by_the_next_request(world: Arc<World
 
 pub async fn a_start_command_that_ends_is_told_with_its_output(world: Arc<World>) {
     let name = app("early");
-    world.save(&name, &refs(&node("console.log('no database here'); process.exit(4);"))).await;
+    world
+        .save(&name, &refs(&node("console.log('no database here'); process.exit(4);")))
+        .await;
     let (reason, retry_after) = failed(world.get(&name, "/").await.unwrap_err());
     assert_eq!(reason.kind, FailKind::ExitedEarly);
-    assert!(reason.detail.contains("exit code 4") && reason.detail.contains("no database here"), "{}", reason.detail);
+    assert!(
+        reason.detail.contains("exit code 4") && reason.detail.contains("no database here"),
+        "{}",
+        reason.detail
+    );
     assert!(!reason.public.contains("database"), "a visitor sees no internals");
     assert!(retry_after > Duration::ZERO && retry_after <= Duration::from_secs(1));
     eventually("nothing is left of it", || world.sandboxes_of(&name).is_empty()).await;
     world.save(&name, &refs(&hello("mended"))).await;
-    assert_eq!(world.get(&name, "/").await.unwrap().1, "mended", "a save resets the back-off");
+    assert_eq!(
+        world.get(&name, "/").await.unwrap().1,
+        "mended",
+        "a save resets the back-off"
+    );
 }
 
 pub async fn an_app_that_never_listens_is_given_up(world: Arc<World>) {
@@ -62,18 +88,28 @@ pub async fn an_app_that_never_listens_is_given_up(world: Arc<World>) {
     let (reason, _) = failed(world.get(&name, "/").await.unwrap_err());
     assert_eq!(reason.kind, FailKind::NeverListened);
     let took = begun.elapsed();
-    assert!(took >= Duration::from_secs(4) && took < Duration::from_secs(10), "{took:?}");
+    assert!(
+        took >= Duration::from_secs(4) && took < Duration::from_secs(10),
+        "{took:?}"
+    );
     eventually("nothing is left of it", || world.sandboxes_of(&name).is_empty()).await;
 }
 
 pub async fn a_failed_install_is_told_with_its_output(world: Arc<World>) {
     let name = app("uninstallable");
     let mut files = hello("never");
-    files.push(("workspace.json", workspace_json(&[("install", "\"echo no such package; exit 9\"")])));
+    files.push((
+        "workspace.json",
+        workspace_json(&[("install", "\"echo no such package; exit 9\"")]),
+    ));
     world.save(&name, &refs(&files)).await;
     let (reason, _) = failed(world.get(&name, "/").await.unwrap_err());
     assert_eq!(reason.kind, FailKind::InstallFailed);
-    assert!(reason.detail.contains("exit code 9") && reason.detail.contains("no such package"), "{}", reason.detail);
+    assert!(
+        reason.detail.contains("exit code 9") && reason.detail.contains("no such package"),
+        "{}",
+        reason.detail
+    );
     assert_eq!(world.snapshot(&name).state, AppState::Failed);
 }
 

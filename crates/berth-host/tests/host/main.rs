@@ -64,8 +64,15 @@ fn main() -> ExitCode {
         CASES.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     let world = match runtime.block_on(World::new(spawner)) {
         Ok(world) => Arc::new(world),
         Err(reason) => {
@@ -83,10 +90,18 @@ fn main() -> ExitCode {
             tokio::time::timeout(Duration::from_secs(120), tokio::spawn(case(Arc::clone(&world)))).await
         });
         let good = matches!(end, Ok(Ok(())));
-        println!("test {name} ... {} ({:.0} ms)", if good { "ok" } else { "FAILED" }, begun.elapsed().as_secs_f64() * 1e3);
+        println!(
+            "test {name} ... {} ({:.0} ms)",
+            if good { "ok" } else { "FAILED" },
+            begun.elapsed().as_secs_f64() * 1e3
+        );
         if good { passed += 1 } else { failed += 1 }
     }
     runtime.block_on(world.down());
     println!("test result: {passed} passed, {failed} failed");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

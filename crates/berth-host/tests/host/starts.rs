@@ -12,14 +12,21 @@ use crate::world::{World, app, eventually, hello, node, refs, workspace_json};
 pub async fn the_first_request_starts_the_app_and_is_answered(world: Arc<World>) {
     let name = app("hello");
     world.save(&name, &refs(&hello("hello from S3"))).await;
-    assert_eq!(world.snapshot(&name).state, AppState::Cold, "nothing runs until a request comes");
+    assert_eq!(
+        world.snapshot(&name).state,
+        AppState::Cold,
+        "nothing runs until a request comes"
+    );
     assert!(world.sandboxes_of(&name).is_empty());
     let begun = Instant::now();
     let answer = world.get(&name, "/").await.unwrap();
     let took = begun.elapsed();
     assert_eq!(answer, (200, "hello from S3".to_owned()));
     let snapshot = world.snapshot(&name);
-    assert_eq!((snapshot.state, snapshot.starts, snapshot.port), (AppState::Ready, 1, Some(3000)));
+    assert_eq!(
+        (snapshot.state, snapshot.starts, snapshot.port),
+        (AppState::Ready, 1, Some(3000))
+    );
     assert_eq!(snapshot.serving_revision, snapshot.revision);
     let cold = snapshot.last_cold_start.unwrap();
     assert!(cold.ready_ms > 0.0 && cold.total_ms >= cold.ready_ms, "{cold:?}");
@@ -61,7 +68,11 @@ pub async fn an_app_on_loopback_only_is_reached(world: Arc<World>) {
         let script =
             format!("require('http').createServer((q, s) => s.end('at home')).listen(process.env.PORT, '{address}');");
         world.save(&name, &refs(&node(&script))).await;
-        assert_eq!(world.get(&name, "/").await.unwrap(), (200, "at home".to_owned()), "{address}");
+        assert_eq!(
+            world.get(&name, "/").await.unwrap(),
+            (200, "at home".to_owned()),
+            "{address}"
+        );
         assert_eq!(world.snapshot(&name).address.unwrap().ip().to_string(), address);
     }
 }
@@ -86,13 +97,20 @@ pub async fn a_static_site_shows_an_edit_without_a_restart(world: Arc<World>) {
     world.save(&name, &[("index.html", "<h1>first</h1>")]).await;
     assert_eq!(world.get(&name, "/").await.unwrap(), (200, "<h1>first</h1>".to_owned()));
     world.save(&name, &[("index.html", "<h1>second</h1>")]).await;
-    assert_eq!(world.get(&name, "/").await.unwrap(), (200, "<h1>second</h1>".to_owned()));
+    assert_eq!(
+        world.get(&name, "/").await.unwrap(),
+        (200, "<h1>second</h1>".to_owned())
+    );
     eventually("the new revision is shown", || {
         let snapshot = world.snapshot(&name);
         snapshot.serving_revision == snapshot.revision
     })
     .await;
-    assert_eq!(world.snapshot(&name).starts, 1, "an edit of a page needs no new sandbox");
+    assert_eq!(
+        world.snapshot(&name).starts,
+        1,
+        "an edit of a page needs no new sandbox"
+    );
 }
 
 pub async fn a_python_app_answers(world: Arc<World>) {
@@ -118,12 +136,20 @@ pub async fn an_idle_app_is_stopped_and_leaves_nothing(world: Arc<World>) {
     let id = world.sandboxes_of(&name);
     assert_eq!(id.len(), 1);
     tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
-    assert_eq!(world.snapshot(&name).state, AppState::Ready, "an app with an open request was taken for idle");
+    assert_eq!(
+        world.snapshot(&name).state,
+        AppState::Ready,
+        "an app with an open request was taken for idle"
+    );
     drop(lease);
     eventually("the idle app is cold", || world.snapshot(&name).state == AppState::Cold).await;
     assert_eq!(world.sandboxes_of(&name), Vec::<String>::new());
     assert_eq!(world.cgroups_of(&name), Vec::<String>::new());
-    assert_eq!(world.get(&name, "/").await.unwrap(), (200, "awake".to_owned()), "the next request wakes it");
+    assert_eq!(
+        world.get(&name, "/").await.unwrap(),
+        (200, "awake".to_owned()),
+        "the next request wakes it"
+    );
     assert_eq!(world.snapshot(&name).starts, 2);
 }
 
@@ -131,9 +157,19 @@ pub async fn a_command_by_hand_has_the_apps_source(world: Arc<World>) {
     let name = app("byhand");
     world.save(&name, &refs(&hello("by hand"))).await;
     let argv = ["sh", "-c", "ls; exit 7"].map(str::to_owned).to_vec();
-    let exec = ExecRequest { argv, ..ExecRequest::default() };
-    let mut session =
-        world.host.run(RunRequest { app: name.clone(), exec, install: false }).await.unwrap();
+    let exec = ExecRequest {
+        argv,
+        ..ExecRequest::default()
+    };
+    let mut session = world
+        .host
+        .run(RunRequest {
+            app: name.clone(),
+            exec,
+            install: false,
+        })
+        .await
+        .unwrap();
     let stdout = session.exec.stdout.take().unwrap();
     let text = tokio::task::spawn_blocking(move || {
         let mut text = String::new();
@@ -144,6 +180,14 @@ pub async fn a_command_by_hand_has_the_apps_source(world: Arc<World>) {
     let text = text.await.unwrap();
     assert!(text.contains("index.js") && text.contains("package.json"), "{text}");
     assert_eq!(exit.code, Some(7));
-    assert_eq!(world.sandboxes_of(&name), Vec::<String>::new(), "the sandbox went with its command");
-    assert_eq!(world.snapshot(&name).state, AppState::Cold, "the app itself was not started");
+    assert_eq!(
+        world.sandboxes_of(&name),
+        Vec::<String>::new(),
+        "the sandbox went with its command"
+    );
+    assert_eq!(
+        world.snapshot(&name).state,
+        AppState::Cold,
+        "the app itself was not started"
+    );
 }

@@ -43,7 +43,10 @@ impl World {
             }
         }
         let make = |at: &str| {
-            let dir = tempfile::Builder::new().prefix("berth-host-").tempdir_in(at).map_err(|e| e.to_string())?;
+            let dir = tempfile::Builder::new()
+                .prefix("berth-host-")
+                .tempdir_in(at)
+                .map_err(|e| e.to_string())?;
             std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).map_err(|e| e.to_string())?;
             Ok::<_, String>(dir)
         };
@@ -63,7 +66,13 @@ impl World {
             instance: instance.clone(),
             run_dir: shm.path().to_owned(),
             log_dir: disk.path().join("logs"),
-            limits: Limits { memory: 256 << 20, cpus: 2.0, pids: 256, app_size: 64 << 20, tmp_size: 64 << 20 },
+            limits: Limits {
+                memory: 256 << 20,
+                cpus: 2.0,
+                pids: 256,
+                app_size: 64 << 20,
+                tmp_size: 64 << 20,
+            },
             stop_grace: Duration::from_secs(2),
             start_timeout: Duration::from_secs(4),
             drain_limit: Duration::from_secs(10),
@@ -78,7 +87,16 @@ impl World {
             sockets: SocketFactory::start().map_err(|e| e.to_string())?,
         };
         let host = Host::start(config, parts).await.map_err(|e| e.to_string())?;
-        Ok(Self { host, store, instance, disk, shm, server, network, images })
+        Ok(Self {
+            host,
+            store,
+            instance,
+            disk,
+            shm,
+            server,
+            network,
+            images,
+        })
     }
 
     pub async fn down(self: Arc<Self>) {
@@ -95,7 +113,10 @@ impl World {
     pub async fn save(&self, app: &AppName, files: &[(&str, &str)]) {
         let before = self.host.app(app).and_then(|app| app.revision);
         self.save_unseen(app.as_str(), files).await;
-        eventually("the save is noticed", || self.host.app(app).is_some_and(|app| app.revision != before)).await;
+        eventually("the save is noticed", || {
+            self.host.app(app).is_some_and(|app| app.revision != before)
+        })
+        .await;
     }
 
     pub async fn save_unseen(&self, workspace: &str, files: &[(&str, &str)]) {
@@ -104,7 +125,10 @@ impl World {
             std::fs::create_dir_all(file.parent().unwrap()).unwrap();
             std::fs::write(file, content).unwrap();
             let body = content.as_bytes().to_vec().into();
-            self.store.put(&format!("{workspace}/{path}"), body, Precondition::None).await.unwrap();
+            self.store
+                .put(&format!("{workspace}/{path}"), body, Precondition::None)
+                .await
+                .unwrap();
         }
     }
 
@@ -122,19 +146,29 @@ impl World {
     /// One GET, through a lease, as the edge does it.
     pub async fn get(&self, app: &AppName, path: &str) -> Result<(u16, String), AcquireError> {
         let lease = self.host.acquire(app).await?;
-        Ok(get(&lease, path).await.unwrap_or_else(|error| panic!("{app}{path}: {error}")))
+        Ok(get(&lease, path)
+            .await
+            .unwrap_or_else(|error| panic!("{app}{path}: {error}")))
     }
 
     /// Folders of sandboxes that exist now.
     pub fn sandboxes(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.shm.path().join("sandboxes")).into_iter().flatten();
-        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        let entries = std::fs::read_dir(self.shm.path().join("sandboxes"))
+            .into_iter()
+            .flatten();
+        entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
     }
 
     /// Those of one app.
     pub fn sandboxes_of(&self, app: &AppName) -> Vec<String> {
         let prefix = format!("{app}-");
-        self.sandboxes().into_iter().filter(|id| id.starts_with(&prefix)).collect()
+        self.sandboxes()
+            .into_iter()
+            .filter(|id| id.starts_with(&prefix))
+            .collect()
     }
 
     /// Cgroups of one app, in any hierarchy.
@@ -173,20 +207,26 @@ async fn storage(disk: &Path) -> Result<(EmbeddedServer, Store), String> {
         path_style: true,
         poll_interval: Duration::from_secs(15),
     };
-    let store = Store::connect(config, Some(server.feed())).await.map_err(|e| e.to_string())?;
+    let store = Store::connect(config, Some(server.feed()))
+        .await
+        .map_err(|e| e.to_string())?;
     Ok((server, store))
 }
 
 /// Connects to the upstream of a lease.
 pub async fn connect(lease: &Lease) -> std::io::Result<TcpStream> {
     let socket = lease.upstream.socket().await?;
-    TcpSocket::from_std_stream(socket.into()).connect(lease.upstream.addr).await
+    TcpSocket::from_std_stream(socket.into())
+        .connect(lease.upstream.addr)
+        .await
 }
 
 /// Status and body of one GET.
 pub async fn get(lease: &Lease, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = connect(lease).await?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n").as_bytes())
+        .await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
     let answer = String::from_utf8_lossy(&answer);
@@ -201,9 +241,8 @@ pub fn app(name: &str) -> AppName {
 
 /// A node app without dependencies that answers everything with `text`; `$PORT`, all addresses.
 pub fn hello(text: &str) -> Vec<(&'static str, String)> {
-    let server = format!(
-        "require('http').createServer((q, s) => s.end('{text}')).listen(process.env.PORT, process.env.HOST);"
-    );
+    let server =
+        format!("require('http').createServer((q, s) => s.end('{text}')).listen(process.env.PORT, process.env.HOST);");
     node(&server)
 }
 
