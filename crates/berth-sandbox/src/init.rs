@@ -235,9 +235,11 @@ impl Running<'_> {
                 self.stopping = true;
             }
             match target {
-                Some(pid) => {
-                    let _ = killpg(pid, signal);
+                // A child that was forked a moment ago has no group yet; it takes the signal when it unblocks it.
+                Some(pid) if killpg(pid, signal).is_err() => {
+                    let _ = kill(pid, signal);
                 }
+                Some(_) => {}
                 None if self.stopping => return ExitInfo::default(),
                 None => {}
             }
@@ -253,8 +255,10 @@ impl Running<'_> {
     fn report(&self, report: &Report) {
         if let Ok(mut line) = serde_json::to_vec(report) {
             line.push(b'\n');
-            // Below PIPE_BUF or not, there is one writer; a keeper that is gone has its death signal under way.
-            let _ = nix::unistd::write(&*self.init.report, &line);
+            // EPIPE: the keeper died before the init could tie itself to it, and nobody will ever end this sandbox.
+            if nix::unistd::write(&*self.init.report, &line).is_err() {
+                process::exit_now(BROKEN);
+            }
         }
     }
 

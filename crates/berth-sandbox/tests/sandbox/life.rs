@@ -1,10 +1,15 @@
 //! From birth to the last trace.
 
+use std::ffi::OsStr;
+use std::io::BufRead;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_sandbox::logs::{self, LogPhase, LogStream};
-use berth_sandbox::{ExitInfo, Phase, Sandbox, SandboxError, SandboxEvent, clean_leftovers, running};
+use berth_sandbox::{
+    ExecRequest, ExitInfo, Phase, Sandbox, SandboxError, SandboxEvent, SandboxSpec, Spawner, clean_leftovers, running,
+};
 use futures::StreamExt;
 
 use crate::world::{World, all, eventually, step, text};
@@ -240,6 +245,59 @@ pub async fn a_sandbox_outlives_its_daemons_handle_and_is_adopted(world: Arc<Wor
     assert_eq!(sandbox.spec().env["GREETING"], "good day");
     assert_eq!(sandbox.stop(Duration::from_secs(5)).await.unwrap(), code(4));
     assert_eq!(all(events).await, [SandboxEvent::Exited(code(4))]);
+}
+
+/// Set for a copy of this program that is to be a daemon: the path of the specification it starts.
+pub const DAEMON: &str = "BERTH_TEST_DAEMON";
+
+/// Starts one sandbox and sits there until killed.
+pub fn be_a_daemon(spawner: Spawner, spec: &OsStr) -> ExitCode {
+    let spec: SandboxSpec = serde_json::from_slice(&std::fs::read(spec).unwrap()).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let _held = Sandbox::create(&spawner, spec, None).await.unwrap();
+        println!("{}", spawner.pid());
+        std::future::pending::<()>().await;
+    });
+    ExitCode::SUCCESS
+}
+
+pub async fn a_sandbox_outlives_a_killed_daemon_and_its_spawner(world: Arc<World>) {
+    let spec = world.spec("trap 'exit 4' TERM; while :; do date +%s%N; sleep 0.05; done");
+    let (id, log_dir) = (spec.id.clone(), spec.log_dir.clone());
+    let path = world.scratch().join("daemon.json");
+    std::fs::write(&path, serde_json::to_vec(&spec).unwrap()).unwrap();
+    let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+        .env(DAEMON, &path)
+        .env("A_SECRET_OF_THE_DAEMON", "1")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    std::io::BufReader::new(daemon.stdout.take().unwrap())
+        .read_line(&mut said)
+        .unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let spawner = said.trim().to_owned();
+    eventually("the spawner ends with its daemon", || {
+        !std::path::Path::new(&format!("/proc/{spawner}")).exists()
+    })
+    .await;
+    let before = text(&log_dir).len();
+    eventually("the app goes on and is logged", || text(&log_dir).len() > before).await;
+    let (sandbox, _events) = Sandbox::adopt(&world.run_dir, &id, None).await.unwrap();
+    let mut session = sandbox
+        .exec(ExecRequest {
+            argv: vec!["env".to_owned()],
+            ..ExecRequest::default()
+        })
+        .await
+        .unwrap();
+    let env = std::io::read_to_string(std::fs::File::from(session.stdout.take().unwrap())).unwrap();
+    assert!(session.wait().await.unwrap().success());
+    assert!(env.contains("GREETING=good day") && !env.contains("A_SECRET"), "{env}");
+    assert_eq!(sandbox.stop(Duration::from_secs(5)).await.unwrap(), code(4));
 }
 
 pub async fn a_killed_keeper_takes_its_sandbox_along(world: Arc<World>) {

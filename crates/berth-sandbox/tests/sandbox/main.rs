@@ -43,6 +43,7 @@ const CASES: &[Case] = cases![
     life::a_broken_specification_leaves_nothing,
     life::logs_are_written_rotated_and_followed,
     life::a_sandbox_outlives_its_daemons_handle_and_is_adopted,
+    life::a_sandbox_outlives_a_killed_daemon_and_its_spawner,
     life::a_killed_keeper_takes_its_sandbox_along,
     life::leftovers_are_cleaned,
     confinement::no_capabilities_no_new_privileges_and_a_filter,
@@ -72,6 +73,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Some(spec) = std::env::var_os(life::DAEMON) {
+        return life::be_a_daemon(spawner, &spec);
+    }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     if std::env::args().any(|a| a == "--list") {
         CASES.iter().for_each(|(name, _)| println!("{name}: test"));
