@@ -36,7 +36,7 @@ pub(crate) enum Message {
     /// The workspace has a new revision.
     Workspace {
         revision: RevisionId,
-        plan: Result<Plan, FailReason>,
+        plan: Box<Result<Plan, FailReason>>,
     },
     /// A request wants a lease.
     Request {
@@ -207,7 +207,7 @@ impl Driver {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Workspace { revision, plan } => self.workspace(revision, plan),
+            Message::Workspace { revision, plan } => self.workspace(revision, *plan),
             Message::Request { waiter, reply } => {
                 self.replies.insert(waiter, reply);
                 self.event(Event::Request(waiter));

@@ -355,7 +355,10 @@ impl Inner {
             .as_ref()
             .ok()
             .map(|plan| (revision.clone(), Arc::new(plan.clone())));
-        app.say(Message::Workspace { revision, plan });
+        app.say(Message::Workspace {
+            revision,
+            plan: Box::new(plan),
+        });
     }
 
     fn app_or_new(&self, name: &AppName) -> Arc<App> {

@@ -130,14 +130,7 @@ impl Life {
                 _ = &mut *stop => return,
                 event = events.recv() => match event {
                     Some(SandboxEvent::Phase { phase, at_ms }) => {
-                        let took = Some((at_ms - at).max(0.0));
-                        match phase {
-                            // Making it is measured here, from the order on.
-                            Phase::Created => {}
-                            Phase::Copied => line.copy_ms = took,
-                            Phase::Installed(_) => line.install_ms = Some(line.install_ms.unwrap_or(0.0) + took.unwrap_or(0.0)),
-                            Phase::AppStarted => line.launch_ms = took.unwrap_or(0.0),
-                        }
+                        clock(&mut line, phase, (at_ms - at).max(0.0));
                         at = at_ms;
                         match phase {
                             Phase::Copied if !self.plan.install.is_empty() => self.climbed(Climb::Installing),
@@ -234,6 +227,17 @@ impl Life {
     fn say(&self, message: Message) {
         // A driver that is gone needs no report.
         let _ = self.driver.send(message);
+    }
+}
+
+/// Enters how long it took to reach `phase` from the one before.
+fn clock(line: &mut ColdStart, phase: Phase, took: f64) {
+    match phase {
+        // Making it is measured by whoever ordered it.
+        Phase::Created => {}
+        Phase::Copied => line.copy_ms = Some(took),
+        Phase::Installed(_) => *line.install_ms.get_or_insert(0.0) += took,
+        Phase::AppStarted => line.launch_ms = took,
     }
 }
 

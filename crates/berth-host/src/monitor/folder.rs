@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use super::{Bucket, LONGEST, MonitorEvent, QUIET};
 
-/// A manifest larger than this is not read: no lock file matters by its content, and no hand-written file is as large.
-const MANIFEST_MAX: u64 = 4 << 20;
-/// Manifests may name further files, which may name further ones; nobody nests them deeper.
-const ROUNDS: usize = 5;
+/// A manifest larger than this is not read: no hand-written file is as large, and no lock file whose content matters.
+const MANIFEST_MAX: u64 = 16 << 20;
+/// Manifests name further files, and a plan stops at the first one that it cannot read, so each round may bring one only.
+const ROUNDS: usize = 100;
 
 /// What the monitor knows of one top-level folder.
 #[derive(Default)]
@@ -254,7 +254,8 @@ impl Look {
         }
     }
 
-    async fn read_manifests(&mut self, bucket: &dyn Bucket, wanted: &BTreeSet<String>) -> Result<(), StoreError> {
+    /// Reads those of `wanted` that are there and were not read; how many it read.
+    async fn read_manifests(&mut self, bucket: &dyn Bucket, wanted: &BTreeSet<String>) -> Result<usize, StoreError> {
         let missing: Vec<&String> = wanted
             .iter()
             .filter(|path| !self.manifests.contains_key(*path))
@@ -263,16 +264,18 @@ impl Look {
         let name = &self.name;
         let reads = missing.iter().map(|path| bucket.get(&format!("{name}/{path}")));
         let read = futures::future::join_all(reads).await;
+        let mut count = 0;
         for (path, read) in missing.into_iter().zip(read) {
             match read {
                 Ok((info, bytes)) => {
+                    count += 1;
                     self.manifests.insert(path.clone(), (info.etag, bytes));
                 }
                 Err(error) if error.is_no_such_key() => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(count)
     }
 }
 
