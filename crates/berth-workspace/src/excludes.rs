@@ -98,9 +98,16 @@ impl Excludes {
     /// # Errors
     /// [`ExcludesError`] for the first pattern that is empty, negated, anchored, would exclude everything, or is a broken glob.
     pub fn new(patterns: &[String]) -> Result<Self, ExcludesError> {
-        let mut made = Self { patterns: patterns.to_vec(), dirs: Vec::new(), files: Vec::new() };
+        let mut made = Self {
+            patterns: patterns.to_vec(),
+            dirs: Vec::new(),
+            files: Vec::new(),
+        };
         for pattern in patterns {
-            made.add(pattern).map_err(|why| ExcludesError { pattern: pattern.clone(), why })?;
+            made.add(pattern).map_err(|why| ExcludesError {
+                pattern: pattern.clone(),
+                why,
+            })?;
         }
         Ok(made)
     }
@@ -132,7 +139,11 @@ impl Excludes {
                 part => segments.push(Segment::compile(part)?),
             }
         }
-        if is_dir { self.dirs.push(segments) } else { self.files.push(segments) }
+        if is_dir {
+            self.dirs.push(segments)
+        } else {
+            self.files.push(segments)
+        }
         Ok(())
     }
 
@@ -178,7 +189,8 @@ impl Excludes {
             return false;
         }
         let ends = dirs.match_indices('/').map(|(at, _)| at).chain([dirs.len()]);
-        ends.into_iter().any(|end| self.dirs.iter().any(|pattern| ends_with(pattern, &dirs[..end])))
+        ends.into_iter()
+            .any(|end| self.dirs.iter().any(|pattern| ends_with(pattern, &dirs[..end])))
     }
 
     /// Whether the name is one that editors and tools use for files of a moment: swap, backup, lock and temporary files.
@@ -205,14 +217,20 @@ impl Excludes {
 /// Whether the last components of `path` are those of `pattern`.
 fn ends_with(pattern: &[Segment], path: &str) -> bool {
     let mut components = path.rsplit('/');
-    pattern.iter().rev().all(|segment| components.next().is_some_and(|name| segment.matches(name)))
+    pattern
+        .iter()
+        .rev()
+        .all(|segment| components.next().is_some_and(|name| segment.matches(name)))
 }
 
 /// Names of files that live for a moment: vim, emacs, gedit, LibreOffice, JetBrains, Kate, NFS, FUSE and sed.
 fn is_transient(name: &str) -> bool {
     if let Some(rest) = name.strip_prefix('.') {
         // vim: .NAME.swp counting down to .swa, the probe .NAME.swpx, and .swp for a buffer without a name.
-        let vim = |tail: &str| tail.strip_prefix("sw").is_some_and(|t| t == "px" || t.chars().count() == 1);
+        let vim = |tail: &str| {
+            tail.strip_prefix("sw")
+                .is_some_and(|t| t == "px" || t.chars().count() == 1)
+        };
         let last_part = rest.rfind('.').map_or(rest, |dot| &rest[dot + 1..]);
         if vim(last_part) || last_part == "kate-swp" {
             return true;
@@ -239,4 +257,214 @@ fn is_sed_temp(name: &str) -> bool {
             && tail.bytes().all(|b| b.is_ascii_alphanumeric())
             && !tail.bytes().all(|b| b.is_ascii_lowercase())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn made(patterns: &[&str]) -> Excludes {
+        Excludes::new(&patterns.iter().map(|p| (*p).to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn the_reference_list_at_any_depth() {
+        let e = Excludes::default();
+        let yes = [
+            "a/node_modules/b.js",
+            "a/x/node_modules/b/c",
+            "node_modules/a",
+            "a/.git/HEAD",
+            "a/x.log",
+            "a/.log",
+            "a/.env",
+            "a/b/.env.local",
+            "a/dist/index.html",
+            "a/b/build/x",
+            "a/__pycache__/x.pyc",
+            "a/vendor/y",
+            "a/dist/",
+            "/a/dist/x",
+        ];
+        let no = [
+            "a/index.js",
+            "a/dist",
+            "a/build",
+            "a/vendor",
+            "a/node_modules",
+            "a/distance/x",
+            "a/my-build/x",
+            "a/x.logs",
+            "a/log",
+            "a/env",
+            "a/.gitignore",
+            "a/.github/x",
+            "a/.envs/x",
+            "a/x.log/y",
+            "",
+            "/",
+        ];
+        for path in yes {
+            assert!(e.excluded(path) && e.local_only(path), "{path}");
+        }
+        for path in no {
+            assert!(!e.excluded(path), "{path}");
+        }
+        for dir in ["a/dist", "a/dist/", "a/dist/x", "build", "a/b/.git"] {
+            assert!(e.excluded_dir(dir) && e.local_only_dir(dir), "{dir}");
+        }
+        for dir in ["a", "a/x.log", "a/.env", "", "/", "a/.#x"] {
+            assert!(!e.excluded_dir(dir) && !e.local_only_dir(dir), "{dir}");
+        }
+    }
+
+    #[test]
+    fn patterns_of_an_operator() {
+        let e = made(&[
+            "docs/out/**",
+            "*.t?p",
+            "cache-*/",
+            "**/tmp/**",
+            "{a,b}.bin",
+            "conf/*.local",
+        ]);
+        for path in [
+            "w/docs/out/x",
+            "w/a.tmp",
+            "w/cache-1/x",
+            "tmp/x",
+            "w/b.bin",
+            "w/conf/x.local",
+        ] {
+            assert!(e.excluded(path), "{path}");
+        }
+        for path in ["w/out/x", "w/docs/x", "w/cache-1", "w/c.bin", "w/x.local", "w/docs/out"] {
+            assert!(!e.excluded(path), "{path}");
+        }
+        assert!(!made(&[]).excluded("a/node_modules/x"));
+    }
+
+    #[test]
+    fn a_bad_pattern_is_named() {
+        for (pattern, why) in [
+            ("", "empty"),
+            ("!keep", "negated"),
+            ("/dist/**", "leading /"),
+            ("**", "everything"),
+            ("*/**", "everything"),
+            ("a//b", "empty component"),
+            ("a/**/b", "beginning or the end"),
+            ("[a", "class"),
+            ("a{b", "alternate"),
+            ("../x", "`..`"),
+        ] {
+            let e = Excludes::new(&["ok".into(), pattern.into()]).expect_err(pattern);
+            assert_eq!(e.pattern, pattern);
+            assert!(e.to_string().contains(why), "{pattern}: {e}");
+        }
+    }
+
+    #[test]
+    fn names_of_a_moment() {
+        let e = Excludes::default();
+        for name in [
+            ".index.js.swp",
+            ".index.js.swo",
+            ".index.js.swx",
+            ".index.js.swpx",
+            ".swp",
+            "4913",
+            "index.js~",
+            ".#index.js",
+            "#index.js#",
+            ".goutputstream-ABC123",
+            ".~lock.a.odt#",
+            ".nfs000001",
+            ".fuse_hidden0001",
+            "sedAb3dEf",
+            "x.js___jb_tmp___",
+            ".a.kate-swp",
+        ] {
+            assert!(
+                e.transient(name) && e.transient(&format!("a/b/{name}")) && e.local_only(name),
+                "{name}"
+            );
+        }
+        for name in [
+            "index.js",
+            "~",
+            "#",
+            "##",
+            "a.swp",
+            "swp",
+            ".swift",
+            ".a.swift",
+            "49130",
+            "#readme",
+            ".nf",
+            "seduction",
+            "sedimentary",
+            "sed",
+            "sed-Ab3de",
+            ".goutput",
+            ".sw",
+        ] {
+            assert!(!e.transient(name), "{name}");
+        }
+        assert!(!e.transient("a~/b") && !e.local_only("a~/"));
+    }
+
+    /// The rules as they are written in words, by way of whole-path globs.
+    fn naive(path: &str, folder: bool) -> bool {
+        let glob = |g: &str| {
+            GlobBuilder::new(g)
+                .literal_separator(true)
+                .build()
+                .unwrap()
+                .compile_matcher()
+                .is_match(path)
+        };
+        DEFAULT_EXCLUDES
+            .iter()
+            .any(|pattern| match pattern.strip_suffix("/**") {
+                Some(dir) => glob(&format!("**/{dir}/**")) || (folder && glob(&format!("**/{dir}"))),
+                None => !folder && glob(&format!("**/{pattern}")),
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn agrees_with_the_rules_in_words(
+            parts in prop::collection::vec(prop_oneof![
+                3 => prop::sample::select(vec!["node_modules", ".git", "dist", "build", "__pycache__", "vendor", "a.log", ".env", ".envx", "src"]),
+                1 => prop::sample::select(vec![".log", "log", "dist.", "xdist", "a", ".", "é", ".gitx"]),
+            ], 1..6),
+        ) {
+            let path = parts.join("/");
+            let e = Excludes::standard();
+            prop_assert_eq!(e.excluded(&path), naive(&path, false), "{}", path);
+            prop_assert_eq!(e.excluded_dir(&path), naive(&path, true), "{}", path);
+            prop_assert_eq!(e.excluded(&format!("{path}/")), naive(&path, true), "{}/", path);
+        }
+
+        #[test]
+        fn what_is_below_an_excluded_folder_is_excluded(path in "[a-z./]{1,20}", below in "[a-z/]{1,10}") {
+            let e = made(&["a*/**", "[b-d]/**"]);
+            if e.excluded_dir(&path) {
+                let inside = format!("{}/{}", path.trim_matches('/'), below.trim_matches('/'));
+                prop_assert!(e.excluded(&inside));
+            }
+        }
+
+        #[test]
+        fn any_text_is_a_pattern_or_an_error(pattern in any::<String>(), path in any::<String>()) {
+            if let Ok(e) = Excludes::new(&[pattern]) {
+                let _ = (e.local_only(&path), e.local_only_dir(&path));
+            }
+        }
+    }
 }

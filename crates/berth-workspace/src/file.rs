@@ -23,8 +23,19 @@ use crate::suggest::nearest;
 pub(crate) const PATH: &str = "workspace.json";
 
 /// All keys. `$schema` is for editors and means nothing here.
-pub(crate) const KEYS: [&str; 11] =
-    ["$schema", "type", "port", "command", "env", "install", "hosts", "limits", "health", "idle_stop", "root"];
+pub(crate) const KEYS: [&str; 11] = [
+    "$schema",
+    "type",
+    "port",
+    "command",
+    "env",
+    "install",
+    "hosts",
+    "limits",
+    "health",
+    "idle_stop",
+    "root",
+];
 
 /// All keys of `limits`.
 pub(crate) const LIMIT_KEYS: [&str; 5] = ["memory", "cpus", "pids", "app_size", "tmp_size"];
@@ -114,8 +125,16 @@ pub struct FileError {
 
 impl FileError {
     pub(crate) fn new(path: &str, mistake: Mistake) -> Self {
-        let Mistake { at: Position { line, column }, message } = mistake;
-        Self { path: path.to_owned(), line, column, message }
+        let Mistake {
+            at: Position { line, column },
+            message,
+        } = mistake;
+        Self {
+            path: path.to_owned(),
+            line,
+            column,
+            message,
+        }
     }
 }
 
@@ -159,7 +178,13 @@ impl WorkspaceFile {
     /// A complaint at the value of `key`, made by who knows more than this file.
     pub(crate) fn complain(&self, key: &str, message: impl Into<String>) -> FileError {
         let at = self.places.get(key).copied().unwrap_or(Position { line: 1, column: 1 });
-        FileError::new(PATH, Mistake { at, message: message.into() })
+        FileError::new(
+            PATH,
+            Mistake {
+                at,
+                message: message.into(),
+            },
+        )
     }
 }
 
@@ -202,7 +227,9 @@ fn read(bytes: &[u8]) -> Result<WorkspaceFile, Mistake> {
 
 /// `env.PORT` is what people bring from other hosts. It counts as `port`; two different answers are a mistake.
 fn port_of_env(file: &mut WorkspaceFile, document: &Node) -> Result<(), Mistake> {
-    let Some(node) = document.get("env").and_then(|env| env.get("PORT")) else { return Ok(()) };
+    let Some(node) = document.get("env").and_then(|env| env.get("PORT")) else {
+        return Ok(());
+    };
     let said = file.env.get("PORT").map(String::as_str).unwrap_or_default();
     let port = match said.parse::<u16>() {
         Ok(port) if port > 0 => port,
@@ -263,7 +290,10 @@ fn known_keys(members: &[Member], known: &[&str], others: &[(&str, &str)], withi
             return Err(Mistake { at: *at, message });
         }
         if let Some(first) = members[..i].iter().find(|m| m.key == *key) {
-            let message = format!("`{within}{shown}` stands twice, first in line {}; remove one", first.at.line);
+            let message = format!(
+                "`{within}{shown}` stands twice, first in line {}; remove one",
+                first.at.line
+            );
             return Err(Mistake { at: *at, message });
         }
     }

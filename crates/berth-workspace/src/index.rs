@@ -69,7 +69,10 @@ pub enum IndexError {
 
 impl Default for WorkspaceIndex {
     fn default() -> Self {
-        Self { version: VERSION, entries: BTreeMap::new() }
+        Self {
+            version: VERSION,
+            entries: BTreeMap::new(),
+        }
     }
 }
 
@@ -103,19 +106,34 @@ impl IndexEntry {
     /// A folder with default bits.
     #[must_use]
     pub fn dir() -> Self {
-        Self { kind: EntryKind::Dir, mode: None, mtime_ns: None, target: None }
+        Self {
+            kind: EntryKind::Dir,
+            mode: None,
+            mtime_ns: None,
+            target: None,
+        }
     }
 
     /// A plain file with default bits.
     #[must_use]
     pub fn file() -> Self {
-        Self { kind: EntryKind::File, mode: None, mtime_ns: None, target: None }
+        Self {
+            kind: EntryKind::File,
+            mode: None,
+            mtime_ns: None,
+            target: None,
+        }
     }
 
     /// A symlink to `target`.
     #[must_use]
     pub fn symlink(target: impl Into<String>) -> Self {
-        Self { kind: EntryKind::Symlink, mode: None, mtime_ns: None, target: Some(target.into()) }
+        Self {
+            kind: EntryKind::Symlink,
+            mode: None,
+            mtime_ns: None,
+            target: Some(target.into()),
+        }
     }
 }
 
@@ -144,9 +162,86 @@ mod octal {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {
-        let Some(text) = Option::<String>::deserialize(d)? else { return Ok(None) };
+        let Some(text) = Option::<String>::deserialize(d)? else {
+            return Ok(None);
+        };
         u32::from_str_radix(&text, 8)
             .map(Some)
             .map_err(|_| D::Error::custom(format_args!("mode {text:?} is not octal")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn keys_lead_to_workspaces_and_back() {
+        assert_eq!(key("shop"), ".berth/index/shop.json");
+        assert_eq!(workspace_of_key(".berth/index/shop.json"), Some("shop"));
+        for other in [
+            ".berth/index/.json",
+            ".berth/index/a/b.json",
+            ".berth/index/a",
+            "shop/x.json",
+            "",
+        ] {
+            assert_eq!(workspace_of_key(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn the_format_is_fixed() {
+        let mut index = WorkspaceIndex::default();
+        index.entries.insert(
+            "run".into(),
+            IndexEntry {
+                mode: Some(0o755),
+                mtime_ns: Some(1),
+                ..IndexEntry::file()
+            },
+        );
+        index.entries.insert("cur".into(), IndexEntry::symlink("v1"));
+        index.entries.insert("empty".into(), IndexEntry::dir());
+        let text = r#"{"version":1,"entries":{"cur":{"kind":"symlink","target":"v1"},"empty":{"kind":"dir"},"run":{"kind":"file","mode":"755","mtime_ns":1}}}"#;
+        assert_eq!(String::from_utf8(index.to_bytes()).unwrap(), text);
+        assert_eq!(WorkspaceIndex::parse(text.as_bytes()).unwrap(), index);
+        assert_eq!(
+            WorkspaceIndex::parse(br#"{"version":1}"#).unwrap(),
+            WorkspaceIndex::default()
+        );
+    }
+
+    #[test]
+    fn a_newer_or_damaged_index_is_refused() {
+        let newer = WorkspaceIndex::parse(br#"{"version":2,"entries":[]}"#).unwrap_err();
+        assert!(matches!(newer, IndexError::Newer { found: 2 }), "{newer}");
+        for damaged in [
+            "",
+            "{}",
+            r#"{"version":1,"entries":{"a":{}}}"#,
+            r#"{"version":1,"entries":{"a":{"kind":"file","mode":"9"}}}"#,
+        ] {
+            assert!(
+                matches!(WorkspaceIndex::parse(damaged.as_bytes()), Err(IndexError::Damaged(_))),
+                "{damaged}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            entries in prop::collection::btree_map(any::<String>(), (0u8..3, prop::option::of(0u32..0o10000), prop::option::of(any::<i64>()), any::<String>()), 0..8),
+        ) {
+            let entries = entries.into_iter().map(|(path, (kind, mode, mtime_ns, target))| {
+                let entry = match kind { 0 => IndexEntry::file(), 1 => IndexEntry::dir(), _ => IndexEntry::symlink(target) };
+                (path, IndexEntry { mode, mtime_ns, ..entry })
+            }).collect();
+            let index = WorkspaceIndex { version: VERSION, entries };
+            prop_assert_eq!(WorkspaceIndex::parse(&index.to_bytes()).unwrap(), index);
+        }
     }
 }

@@ -43,7 +43,10 @@ pub enum NameError {
         suggestion: Option<String>,
     },
     /// Begins or ends with a hyphen.
-    #[error("{name} is no app name: it must begin and end with a letter or digit{}", try_(suggestion))]
+    #[error(
+        "{name} is no app name: it must begin and end with a letter or digit{}",
+        try_(suggestion)
+    )]
     Hyphen {
         /// The text that was given.
         name: String,
@@ -51,7 +54,10 @@ pub enum NameError {
         suggestion: Option<String>,
     },
     /// Longer than 63 characters.
-    #[error("{name} is no app name: it has {len} characters, and at most 63 fit in a host name{}", try_(suggestion))]
+    #[error(
+        "{name} is no app name: it has {len} characters, and at most 63 fit in a host name{}",
+        try_(suggestion)
+    )]
     TooLong {
         /// The text that was given.
         name: String,
@@ -102,16 +108,30 @@ impl AppName {
         }
         let (given, suggestion) = (name.to_owned(), suggest(name));
         if name.starts_with('.') {
-            return Err(NameError::Hidden { name: given, suggestion });
+            return Err(NameError::Hidden {
+                name: given,
+                suggestion,
+            });
         }
         if let Some(found) = name.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
-            return Err(NameError::Character { name: given, found, suggestion });
+            return Err(NameError::Character {
+                name: given,
+                found,
+                suggestion,
+            });
         }
         if name.starts_with('-') || name.ends_with('-') {
-            return Err(NameError::Hyphen { name: given, suggestion });
+            return Err(NameError::Hyphen {
+                name: given,
+                suggestion,
+            });
         }
         if name.len() > MAX_LEN {
-            return Err(NameError::TooLong { name: given, len: name.len(), suggestion });
+            return Err(NameError::TooLong {
+                name: given,
+                len: name.len(),
+                suggestion,
+            });
         }
         Ok(Self(given))
     }
@@ -174,5 +194,71 @@ impl AsRef<str> for AppName {
 impl Borrow<str> for AppName {
     fn borrow(&self) -> &str {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn dns_labels_are_names() {
+        for name in ["a", "www", "0", "my-app", "a--b", &"x".repeat(63)] {
+            assert_eq!(AppName::parse(name).unwrap().as_str(), name);
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_wrong_and_what_would_fit() {
+        let long = "x".repeat(64);
+        let cases = [
+            (
+                "My_App",
+                "My_App is no app name: only a-z, 0-9 and - may be used, not `M`; try my-app",
+            ),
+            ("my app", "not a space; try my-app"),
+            ("a\nb", "not U+000A; try a-b"),
+            ("a/b", "not `/`; try a-b"),
+            (
+                ".git",
+                ".git is a hidden folder, and hidden folders are no apps; try git",
+            ),
+            ("-a", "must begin and end with a letter or digit; try a"),
+            ("a-", "try a"),
+            ("ä", "not `ä`"),
+            ("  ", "an app needs a name"),
+            (long.as_str(), "it has 64 characters, and at most 63"),
+        ];
+        for (given, message) in cases {
+            let e = AppName::parse(given).expect_err(given).to_string();
+            assert!(e.contains(message), "{given:?}: {e}");
+        }
+        assert_eq!(AppName::parse("---").unwrap_err().suggestion(), None);
+    }
+
+    #[test]
+    fn serde_checks_too() {
+        assert!(serde_json::from_str::<AppName>("\"A\"").is_err());
+        assert_eq!(serde_json::to_string(&AppName::parse("a").unwrap()).unwrap(), "\"a\"");
+    }
+
+    proptest! {
+        #[test]
+        fn every_proposed_name_fits(given in any::<String>()) {
+            match AppName::parse(&given) {
+                Ok(name) => prop_assert_eq!(name.as_str(), given),
+                Err(e) => if let Some(fitting) = e.suggestion() {
+                    prop_assert!(AppName::parse(fitting).is_ok(), "{}", fitting);
+                },
+            }
+        }
+
+        #[test]
+        fn exactly_the_labels_are_names(given in "[a-z0-9-]{0,70}") {
+            let fits = (1..=63).contains(&given.len()) && !given.starts_with('-') && !given.ends_with('-');
+            prop_assert_eq!(AppName::parse(&given).is_ok(), fits);
+        }
     }
 }

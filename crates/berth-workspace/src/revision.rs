@@ -118,9 +118,7 @@ pub fn revision(files: &[SourceFile]) -> RevisionId {
 pub fn revision_with(files: &[SourceFile], excludes: &Excludes) -> RevisionId {
     let mut counted: Vec<&SourceFile> = files.iter().filter(|f| !excludes.local_only(&f.path)).collect();
     // All fields take part, so that even a list with a path twice has one order.
-    counted.sort_by(|a, b| {
-        (&a.path, a.mode, a.size, &a.content).cmp(&(&b.path, b.mode, b.size, &b.content))
-    });
+    counted.sort_by(|a, b| (&a.path, a.mode, a.size, &a.content).cmp(&(&b.path, b.mode, b.size, &b.content)));
     let mut hash = Sha256::new();
     hash.update(DOMAIN);
     for file in counted {
@@ -135,4 +133,99 @@ pub fn revision_with(files: &[SourceFile], excludes: &Excludes) -> RevisionId {
 fn text(hash: &mut Sha256, text: &str) {
     hash.update((text.len() as u64).to_be_bytes());
     hash.update(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn file(path: &str, mode: FileMode, size: u64, content: &str) -> SourceFile {
+        SourceFile {
+            path: path.into(),
+            mode,
+            size,
+            content: content.into(),
+        }
+    }
+
+    /// These ids must never change: hosts of different versions serve one bucket.
+    #[test]
+    fn the_encoding_is_fixed() {
+        assert_eq!(
+            revision(&[]).as_str(),
+            hex::encode(Sha256::digest(b"berth revision 1\n")),
+        );
+        let bytes = [
+            b"berth revision 1\n".as_slice(),
+            b"\0\0\0\0\0\0\0\x01a",
+            b"x",
+            b"\0\0\0\0\0\0\0\x05",
+            b"\0\0\0\0\0\0\0\x02e1",
+            b"\0\0\0\0\0\0\0\x03b/c",
+            b"l",
+            b"\0\0\0\0\0\0\0\x01",
+            b"\0\0\0\0\0\0\0\x01a",
+        ]
+        .concat();
+        let files = [
+            file("b/c", FileMode::Symlink, 1, "a"),
+            file("a", FileMode::Executable, 5, "e1"),
+        ];
+        assert_eq!(revision(&files).as_str(), hex::encode(Sha256::digest(bytes)));
+        assert_eq!(revision(&files).short().len(), 12);
+    }
+
+    #[test]
+    fn what_is_never_stored_does_not_count() {
+        let source = file("index.js", FileMode::Regular, 5, "e");
+        let noise = [
+            "node_modules/a/index.js",
+            "x.log",
+            ".env",
+            "src/dist/a",
+            ".index.js.swp",
+        ]
+        .map(|path| file(path, FileMode::Regular, 1, "n"));
+        let mut all = noise.to_vec();
+        all.push(source.clone());
+        assert_eq!(revision(&all), revision(std::slice::from_ref(&source)));
+        let nothing_excluded = Excludes::new(&[]).unwrap();
+        assert_ne!(revision_with(&all, &nothing_excluded), revision(&[source]));
+    }
+
+    #[test]
+    fn ids_are_checked() {
+        assert!("abc".parse::<RevisionId>().is_err());
+        assert!("G".repeat(64).parse::<RevisionId>().is_err());
+        assert!("a".repeat(64).parse::<RevisionId>().is_ok());
+    }
+
+    fn any_file() -> impl Strategy<Value = SourceFile> {
+        let mode = prop::sample::select(vec![FileMode::Regular, FileMode::Executable, FileMode::Symlink]);
+        ("[a-c/]{1,4}", mode, 0u64..3, "[a-c]{0,2}").prop_map(|(p, m, s, c)| file(&p, m, s, &c))
+    }
+
+    proptest! {
+        #[test]
+        fn order_does_not_matter(files in prop::collection::vec(any_file(), 0..8), seed in any::<usize>()) {
+            let mut turned = files.clone();
+            turned.reverse();
+            if !turned.is_empty() {
+                let by = seed % turned.len();
+                turned.rotate_left(by);
+            }
+            prop_assert_eq!(revision(&files), revision(&turned));
+        }
+
+        #[test]
+        fn different_files_have_different_revisions(
+            a in prop::collection::vec(any_file(), 0..4), b in prop::collection::vec(any_file(), 0..4),
+        ) {
+            let key = |f: &SourceFile| (f.path.clone(), f.mode, f.size, f.content.clone());
+            let sorted = |files: &[SourceFile]| { let mut k: Vec<_> = files.iter().map(key).collect(); k.sort(); k };
+            prop_assert_eq!(revision(&a) == revision(&b), sorted(&a) == sorted(&b));
+        }
+    }
 }

@@ -129,7 +129,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn keys(node: &serde_json::Value) -> BTreeSet<&str> {
-        node["properties"].as_object().expect("properties").keys().map(String::as_str).collect()
+        node["properties"]
+            .as_object()
+            .expect("properties")
+            .keys()
+            .map(String::as_str)
+            .collect()
     }
 
     #[test]
@@ -148,6 +153,10 @@ mod tests {
             std::fs::write(path, json_schema()).expect("write the schema");
         }
         let published = std::fs::read_to_string(path).unwrap_or_default();
-        assert_eq!(published, json_schema(), "run the tests once with BERTH_WRITE_SCHEMA=1 to bring {path} up to date");
+        assert_eq!(
+            published,
+            json_schema(),
+            "run the tests once with BERTH_WRITE_SCHEMA=1 to bring {path} up to date"
+        );
     }
 }

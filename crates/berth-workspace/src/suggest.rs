@@ -42,7 +42,12 @@ mod tests {
 
     #[test]
     fn slips_are_counted() {
-        for (a, b, d) in [("prot", "port", 1), ("port", "port", 0), ("", "abc", 3), ("kitten", "sitting", 3)] {
+        for (a, b, d) in [
+            ("prot", "port", 1),
+            ("port", "port", 0),
+            ("", "abc", 3),
+            ("kitten", "sitting", 3),
+        ] {
             assert_eq!(distance(a, b), d, "{a} {b}");
         }
     }

@@ -31,14 +31,20 @@ const OTHER_KINDS: [(&str, &str); 13] = [
 ];
 
 fn wrong(node: &Node, message: impl Into<String>) -> Mistake {
-    Mistake { at: node.at, message: message.into() }
+    Mistake {
+        at: node.at,
+        message: message.into(),
+    }
 }
 
 fn text<'a>(node: &'a Node, what: &str, example: &str) -> Result<&'a str, Mistake> {
     match node.text() {
         Some(text) if text.contains('\0') => Err(wrong(node, format!("`{what}` cannot hold a NUL character"))),
         Some(text) => Ok(text),
-        None => Err(wrong(node, format!("`{what}` is a text such as {example}, not {}", node.value.describe()))),
+        None => Err(wrong(
+            node,
+            format!("`{what}` is a text such as {example}, not {}", node.value.describe()),
+        )),
     }
 }
 
@@ -48,42 +54,68 @@ pub(super) fn kind(node: &Node) -> Result<Kind, Mistake> {
         return Ok(kind);
     }
     let lower = given.to_lowercase();
-    let meant = OTHER_KINDS.iter().find(|(other, _)| *other == lower).map(|(_, kind)| *kind);
+    let meant = OTHER_KINDS
+        .iter()
+        .find(|(other, _)| *other == lower)
+        .map(|(_, kind)| *kind);
     let hint = match meant.or_else(|| nearest(&lower, Kind::ALL.map(Kind::as_str))) {
         Some(kind) => format!("; did you mean \"{kind}\"?"),
         None => String::new(),
     };
-    Err(wrong(node, format!("unknown type \"{}\": the types are node, python, go and static{hint}", shorten(given))))
+    Err(wrong(
+        node,
+        format!(
+            "unknown type \"{}\": the types are node, python, go and static{hint}",
+            shorten(given)
+        ),
+    ))
 }
 
 pub(super) fn port(node: &Node) -> Result<u16, Mistake> {
     match &node.value {
         Value::Number(number) => match number.parse::<u16>() {
             Ok(port) if port > 0 => Ok(port),
-            _ => Err(wrong(node, format!("port {} is not between 1 and 65535", shorten(number)))),
+            _ => Err(wrong(
+                node,
+                format!("port {} is not between 1 and 65535", shorten(number)),
+            )),
         },
-        Value::String(text) if text.parse::<u16>().is_ok_and(|p| p > 0) => {
-            Err(wrong(node, format!("`port` is a number: write {text} without the quotes")))
-        }
-        other => Err(wrong(node, format!("`port` is a number such as 3000, not {}", other.describe()))),
+        Value::String(text) if text.parse::<u16>().is_ok_and(|p| p > 0) => Err(wrong(
+            node,
+            format!("`port` is a number: write {text} without the quotes"),
+        )),
+        other => Err(wrong(
+            node,
+            format!("`port` is a number such as 3000, not {}", other.describe()),
+        )),
     }
 }
 
 pub(super) fn command(node: &Node, what: &str) -> Result<Command, Mistake> {
     const EXAMPLE: &str = "\"npm run dev\", or a list such as [\"node\", \"server.js\"]";
     match &node.value {
-        Value::String(line) if line.trim().is_empty() => {
-            Err(wrong(node, format!("`{what}` is empty; write a command or remove the key")))
-        }
+        Value::String(line) if line.trim().is_empty() => Err(wrong(
+            node,
+            format!("`{what}` is empty; write a command or remove the key"),
+        )),
         Value::String(_) => Ok(Command::Shell(text(node, what, EXAMPLE)?.to_owned())),
         Value::Array(items) => {
-            let argv = items.iter().map(|item| text(item, what, EXAMPLE).map(str::to_owned)).collect::<Result<Vec<_>, _>>()?;
+            let argv = items
+                .iter()
+                .map(|item| text(item, what, EXAMPLE).map(str::to_owned))
+                .collect::<Result<Vec<_>, _>>()?;
             match argv.first() {
                 Some(program) if !program.trim().is_empty() => Ok(Command::Argv(argv)),
-                _ => Err(wrong(node, format!("`{what}` names no program; write for example [\"node\", \"server.js\"]"))),
+                _ => Err(wrong(
+                    node,
+                    format!("`{what}` names no program; write for example [\"node\", \"server.js\"]"),
+                )),
             }
         }
-        other => Err(wrong(node, format!("`{what}` is a text such as {EXAMPLE}, not {}", other.describe()))),
+        other => Err(wrong(
+            node,
+            format!("`{what}` is a text such as {EXAMPLE}, not {}", other.describe()),
+        )),
     }
 }
 
@@ -95,7 +127,10 @@ pub(super) fn install(node: &Node) -> Result<Option<Install>, Mistake> {
         Value::String(_) | Value::Array(_) => command(node, "install").map(|c| Some(Install::Run(c))),
         ref other => {
             let found = other.describe();
-            Err(wrong(node, format!("`install` is a command, or false to install nothing, not {found}")))
+            Err(wrong(
+                node,
+                format!("`install` is a command, or false to install nothing, not {found}"),
+            ))
         }
     }
 }
@@ -107,11 +142,15 @@ pub(super) fn env(node: &Node) -> Result<BTreeMap<String, String>, Mistake> {
         let mut chars = key.chars();
         let head = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
         if !head || !chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            let message = format!("`{shown}` is no name of a variable: letters, digits and _, not beginning with a digit");
+            let message =
+                format!("`{shown}` is no name of a variable: letters, digits and _, not beginning with a digit");
             return Err(Mistake { at: *at, message });
         }
         if env.contains_key(key) {
-            return Err(Mistake { at: *at, message: format!("`env.{shown}` stands twice; remove one") });
+            return Err(Mistake {
+                at: *at,
+                message: format!("`env.{shown}` stands twice; remove one"),
+            });
         }
         let text = match &value.value {
             Value::String(_) => text(value, &format!("env.{shown}"), "\"value\"")?.to_owned(),
@@ -119,7 +158,10 @@ pub(super) fn env(node: &Node) -> Result<BTreeMap<String, String>, Mistake> {
             Value::Bool(yes) => yes.to_string(),
             other => {
                 let found = other.describe();
-                return Err(wrong(value, format!("`env.{shown}` is a text, a number, true or false, not {found}")));
+                return Err(wrong(
+                    value,
+                    format!("`env.{shown}` is a text, a number, true or false, not {found}"),
+                ));
             }
         };
         env.insert(key.clone(), text);
@@ -130,7 +172,10 @@ pub(super) fn env(node: &Node) -> Result<BTreeMap<String, String>, Mistake> {
 pub(super) fn hosts(node: &Node) -> Result<Vec<String>, Mistake> {
     let Value::Array(items) = &node.value else {
         let found = node.value.describe();
-        return Err(wrong(node, format!("`hosts` is a list such as [\"shop.example.com\"], not {found}")));
+        return Err(wrong(
+            node,
+            format!("`hosts` is a list such as [\"shop.example.com\"], not {found}"),
+        ));
     };
     let mut hosts = Vec::new();
     for item in items {
@@ -147,16 +192,28 @@ fn host(node: &Node) -> Result<String, Mistake> {
     let host = given.trim_end_matches('.').to_ascii_lowercase();
     let shown = shorten(given);
     if host.contains("://") || host.contains('/') {
-        return Err(wrong(node, format!("\"{shown}\" is a URL; write the host name alone, such as \"shop.example.com\"")));
+        return Err(wrong(
+            node,
+            format!("\"{shown}\" is a URL; write the host name alone, such as \"shop.example.com\""),
+        ));
     }
     if host.contains(':') {
-        return Err(wrong(node, format!("\"{shown}\" names a port; write the host name alone")));
+        return Err(wrong(
+            node,
+            format!("\"{shown}\" names a port; write the host name alone"),
+        ));
     }
     if host.contains('*') {
-        return Err(wrong(node, format!("\"{shown}\": wildcards are not possible here; list each host")));
+        return Err(wrong(
+            node,
+            format!("\"{shown}\": wildcards are not possible here; list each host"),
+        ));
     }
     if !host.is_ascii() {
-        return Err(wrong(node, format!("\"{shown}\": write the name in its ASCII form (xn--...)")));
+        return Err(wrong(
+            node,
+            format!("\"{shown}\": write the name in its ASCII form (xn--...)"),
+        ));
     }
     let label = |l: &str| {
         !l.is_empty()
@@ -166,9 +223,15 @@ fn host(node: &Node) -> Result<String, Mistake> {
             && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     // A last label of digits alone would be an IPv4 address.
-    let digits = host.rsplit('.').next().is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit()));
+    let digits = host
+        .rsplit('.')
+        .next()
+        .is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit()));
     if host.len() > MAX_HOST || digits || !host.split('.').all(label) {
-        return Err(wrong(node, format!("\"{shown}\" is no host name; write for example \"shop.example.com\"")));
+        return Err(wrong(
+            node,
+            format!("\"{shown}\" is no host name; write for example \"shop.example.com\""),
+        ));
     }
     Ok(host)
 }
@@ -176,10 +239,19 @@ fn host(node: &Node) -> Result<String, Mistake> {
 pub(super) fn health(node: &Node) -> Result<String, Mistake> {
     let path = text(node, "health", "\"/healthz\"")?;
     if !path.starts_with('/') {
-        return Err(wrong(node, format!("`health` is a path that begins with /, such as \"/healthz\", not \"{}\"", shorten(path))));
+        return Err(wrong(
+            node,
+            format!(
+                "`health` is a path that begins with /, such as \"/healthz\", not \"{}\"",
+                shorten(path)
+            ),
+        ));
     }
     if path.contains(|c: char| c.is_whitespace() || c.is_control() || !c.is_ascii() || c == '#') {
-        return Err(wrong(node, "`health` holds a character that a path in a request cannot; write it percent-encoded"));
+        return Err(wrong(
+            node,
+            "`health` holds a character that a path in a request cannot; write it percent-encoded",
+        ));
     }
     Ok(path.to_owned())
 }
@@ -190,26 +262,50 @@ pub(super) fn idle_stop(node: &Node) -> Result<Duration, Mistake> {
         Value::String(given) => given.trim(),
         Value::Number(n) => {
             let n = shorten(n);
-            return Err(wrong(node, format!("`idle_stop` needs a unit: write \"{n}s\" for seconds or \"{n}m\" for minutes")));
+            return Err(wrong(
+                node,
+                format!("`idle_stop` needs a unit: write \"{n}s\" for seconds or \"{n}m\" for minutes"),
+            ));
         }
-        other => return Err(wrong(node, format!("`idle_stop` is a time such as \"10m\", or \"never\", not {}", other.describe()))),
+        other => {
+            return Err(wrong(
+                node,
+                format!(
+                    "`idle_stop` is a time such as \"10m\", or \"never\", not {}",
+                    other.describe()
+                ),
+            ));
+        }
     };
     if given == "never" {
         return Ok(Duration::MAX);
     }
     match humantime::parse_duration(given) {
-        Ok(time) if time < Duration::from_secs(1) => {
-            Err(wrong(node, format!("`idle_stop` {given} is too short: at least 1s; to keep the app running write \"never\"")))
-        }
+        Ok(time) if time < Duration::from_secs(1) => Err(wrong(
+            node,
+            format!("`idle_stop` {given} is too short: at least 1s; to keep the app running write \"never\""),
+        )),
         Ok(time) => Ok(time),
-        Err(_) => Err(wrong(node, format!("`idle_stop` \"{}\" is no time: write for example \"90s\", \"10m\", \"1h\" or \"never\"", shorten(given)))),
+        Err(_) => Err(wrong(
+            node,
+            format!(
+                "`idle_stop` \"{}\" is no time: write for example \"90s\", \"10m\", \"1h\" or \"never\"",
+                shorten(given)
+            ),
+        )),
     }
 }
 
 pub(super) fn root(node: &Node) -> Result<String, Mistake> {
     let given = text(node, "root", "\"public\"")?;
     if given.starts_with('/') && given != "/" {
-        return Err(wrong(node, format!("`root` is a folder inside the workspace: write \"{}\"", shorten(given.trim_matches('/')))));
+        return Err(wrong(
+            node,
+            format!(
+                "`root` is a folder inside the workspace: write \"{}\"",
+                shorten(given.trim_matches('/'))
+            ),
+        ));
     }
     let mut parts = Vec::new();
     for part in given.split('/') {
@@ -231,11 +327,19 @@ pub(super) fn size(node: &Node, what: &str, least: u64) -> Result<u64, Mistake> 
     let (bytes, given) = match &node.value {
         Value::Number(n) => (n.parse::<u64>().ok(), n.as_str()),
         Value::String(s) => (parse_size(s), s.as_str()),
-        other => return Err(wrong(node, format!("`{what}` is a size such as \"512M\", not {}", other.describe()))),
+        other => {
+            return Err(wrong(
+                node,
+                format!("`{what}` is a size such as \"512M\", not {}", other.describe()),
+            ));
+        }
     };
     let given = shorten(given);
     let Some(bytes) = bytes else {
-        return Err(wrong(node, format!("`{what}` {given:?} is no size: write for example \"512M\" or \"1.5G\"")));
+        return Err(wrong(
+            node,
+            format!("`{what}` {given:?} is no size: write for example \"512M\" or \"1.5G\""),
+        ));
     };
     if bytes < least {
         let least = ByteSize::b(least).display().iec();
@@ -243,14 +347,19 @@ pub(super) fn size(node: &Node, what: &str, least: u64) -> Result<u64, Mistake> 
             Ok(n) => format!("; for megabytes write \"{n}M\""),
             Err(_) => String::new(),
         };
-        return Err(wrong(node, format!("`{what}` {given} is too small: at least {least}{hint}")));
+        return Err(wrong(
+            node,
+            format!("`{what}` {given} is too small: at least {least}{hint}"),
+        ));
     }
     Ok(bytes)
 }
 
 fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = (&text[..digits], text[digits..].trim_start().to_ascii_lowercase());
     let shift = match unit.as_str() {
         "" | "b" => 0,
@@ -272,7 +381,12 @@ fn parse_size(text: &str) -> Option<u64> {
 pub(super) fn cpus(node: &Node) -> Result<f64, Mistake> {
     let cpus = match &node.value {
         Value::Number(n) => n.parse::<f64>().ok(),
-        other => return Err(wrong(node, format!("`limits.cpus` is a number such as 0.5, not {}", other.describe()))),
+        other => {
+            return Err(wrong(
+                node,
+                format!("`limits.cpus` is a number such as 0.5, not {}", other.describe()),
+            ));
+        }
     };
     match cpus {
         Some(cpus) if (0.01..=1024.0).contains(&cpus) => Ok(cpus),
@@ -283,7 +397,12 @@ pub(super) fn cpus(node: &Node) -> Result<f64, Mistake> {
 pub(super) fn pids(node: &Node) -> Result<u32, Mistake> {
     let pids = match &node.value {
         Value::Number(n) => n.parse::<u32>().ok(),
-        other => return Err(wrong(node, format!("`limits.pids` is a number such as 256, not {}", other.describe()))),
+        other => {
+            return Err(wrong(
+                node,
+                format!("`limits.pids` is a number such as 256, not {}", other.describe()),
+            ));
+        }
     };
     match pids {
         // npm alone takes a dozen threads; 4194304 is the kernel's own end.

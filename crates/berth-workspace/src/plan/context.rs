@@ -18,7 +18,12 @@ pub(super) struct Context<'a> {
 impl<'a> Context<'a> {
     pub fn new(app: &'a AppName, source: &'a Source<'a>) -> Result<Self, PlanError> {
         let paths = source.files.iter().map(|f| f.path.as_str()).collect();
-        let mut context = Self { app, file: WorkspaceFile::default(), source, paths };
+        let mut context = Self {
+            app,
+            file: WorkspaceFile::default(),
+            source,
+            paths,
+        };
         if let Some(bytes) = context.read(file::PATH)? {
             context.file = WorkspaceFile::parse(&bytes).map_err(PlanError::BadWorkspaceFile)?;
         }
@@ -48,7 +53,9 @@ impl<'a> Context<'a> {
 
     /// The text of a file that is only searched: bytes that are not UTF-8 do not matter.
     pub fn text(&self, path: &str) -> Result<Option<String>, PlanError> {
-        Ok(self.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+        Ok(self
+            .read(path)?
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
     /// The start that `workspace.json` says.

@@ -19,7 +19,14 @@ pub(super) fn parts(context: &Context<'_>) -> Result<Parts, PlanError> {
         ("GOTOOLCHAIN", "local"),
         ("GOTELEMETRY", "off"),
         // The module cache is read-only by default and could then not be removed.
-        ("GOFLAGS", if context.has("go.work") { "-modcacherw -buildvcs=false" } else { "-mod=mod -modcacherw -buildvcs=false" }),
+        (
+            "GOFLAGS",
+            if context.has("go.work") {
+                "-modcacherw -buildvcs=false"
+            } else {
+                "-mod=mod -modcacherw -buildvcs=false"
+            },
+        ),
     ]);
     tool_env.insert("GOCACHE".into(), format!("{INSTALL_CACHE}/go-build"));
     tool_env.insert("GOMODCACHE".into(), format!("{INSTALL_CACHE}/go-mod"));
@@ -40,7 +47,8 @@ pub(super) fn parts(context: &Context<'_>) -> Result<Parts, PlanError> {
     let start = match context.command() {
         Some(step) => step,
         None if context.file.install.is_some() => {
-            let hint = "workspace.json replaces the build by its own `install`; add \"command\" with the program to run";
+            let hint =
+                "workspace.json replaces the build by its own `install`; add \"command\" with the program to run";
             return Err(no_start(hint));
         }
         None => Step::new("the built program", &[BINARY]),
@@ -52,11 +60,19 @@ pub(super) fn parts(context: &Context<'_>) -> Result<Parts, PlanError> {
         // The downloads are needed again at the start.
         installed.retain(|step| !step.argv.iter().any(|a| a == "rm"));
     }
-    Ok(Parts { install: installed, start, env, static_root: None })
+    Ok(Parts {
+        install: installed,
+        start,
+        env,
+        static_root: None,
+    })
 }
 
 fn no_start(hint: &str) -> PlanError {
-    PlanError::NoStart { kind: Kind::Go, hint: hint.to_owned() }
+    PlanError::NoStart {
+        kind: Kind::Go,
+        hint: hint.to_owned(),
+    }
 }
 
 fn is_go(command: &Command) -> bool {
@@ -69,21 +85,33 @@ fn is_go(command: &Command) -> bool {
 
 /// Whether `go.mod` requires any module.
 fn requires(module: &str) -> bool {
-    module.lines().any(|line| line.split("//").next().unwrap_or("").split_whitespace().next().is_some_and(|w| w.trim_end_matches('(') == "require"))
+    module.lines().any(|line| {
+        line.split("//")
+            .next()
+            .unwrap_or("")
+            .split_whitespace()
+            .next()
+            .is_some_and(|w| w.trim_end_matches('(') == "require")
+    })
 }
 
 fn build(context: &Context<'_>, module: Option<&str>) -> Result<Step, PlanError> {
     let root: Vec<&str> = context.paths().filter(|p| !p.contains('/') && is_source(p)).collect();
     if module.is_none() {
         if root.is_empty() {
-            return Err(no_start("add a go.mod and a main.go, or a workspace.json with a \"command\""));
+            return Err(no_start(
+                "add a go.mod and a main.go, or a workspace.json with a \"command\"",
+            ));
         }
         let mut argv = vec!["go", "build", "-o", BINARY];
         argv.extend(&root);
         return Ok(Step::new(&format!("go build {}", root.join(" ")), &argv));
     }
     let package = main_package(context, module.unwrap_or_default(), &root)?;
-    Ok(Step::new(&format!("go build {package}"), &["go", "build", "-o", BINARY, &package]))
+    Ok(Step::new(
+        &format!("go build {package}"),
+        &["go", "build", "-o", BINARY, &package],
+    ))
 }
 
 fn is_source(path: &str) -> bool {
@@ -107,7 +135,12 @@ fn main_package(context: &Context<'_>, module: &str, root: &[&str]) -> Result<St
         .map(|(name, _)| name)
         .collect();
     commands.dedup();
-    let name = module.lines().find_map(|l| l.trim().strip_prefix("module ")).unwrap_or("").trim().rsplit('/').next();
+    let module_line = module.lines().find_map(|line| line.trim().strip_prefix("module "));
+    let module_path = module_line
+        .and_then(|line| line.split("//").next())
+        .unwrap_or("")
+        .trim();
+    let name = module_path.rsplit('/').next();
     let named = |c: &&&str| Some(**c) == name || **c == context.app.as_str() || **c == "server";
     match (&commands[..], context.paths().any(|p| p == "cmd/main.go")) {
         ([only], false) => Ok(format!("./cmd/{only}")),
@@ -128,5 +161,6 @@ fn main_package(context: &Context<'_>, module: &str, root: &[&str]) -> Result<St
 }
 
 fn says_main(text: &str) -> bool {
-    text.lines().any(|line| line.split("//").next().unwrap_or("").trim() == "package main")
+    text.lines()
+        .any(|line| line.split("//").next().unwrap_or("").trim() == "package main")
 }

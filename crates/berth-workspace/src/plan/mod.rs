@@ -182,7 +182,10 @@ struct Parts {
 #[must_use]
 pub fn detect(files: &[SourceFile]) -> Option<Detected> {
     let here = |path: &str| files.iter().any(|f| f.path == path);
-    TELLING.into_iter().find(|(path, _)| here(path)).map(|(by, kind)| Detected { kind, by })
+    TELLING
+        .into_iter()
+        .find(|(path, _)| here(path))
+        .map(|(by, kind)| Detected { kind, by })
 }
 
 /// The files [`plan()`] may read in any workspace; see [`Source::read`] for the few beyond them.
@@ -221,7 +224,8 @@ pub fn plan(app: &AppName, source: &Source<'_>) -> Result<Plan, PlanError> {
         (None, None) => return Err(PlanError::NotAnApp),
     };
     if kind != Kind::Static && file.root.is_some() {
-        let message = format!("`root` is for static apps only, but this is a {kind} app; add \"type\": \"static\" or remove it");
+        let message =
+            format!("`root` is for static apps only, but this is a {kind} app; add \"type\": \"static\" or remove it");
         return Err(PlanError::BadWorkspaceFile(file.complain("root", message)));
     }
     let port = file.port.unwrap_or_else(|| kind.default_port());
@@ -270,7 +274,12 @@ fn install(file: &WorkspaceFile, env: &BTreeMap<String, String>, first: Vec<Step
     for step in &mut steps {
         // What the person set must reach the tools too (a registry, a token); what the step itself needs wins.
         let mut whole = env.clone();
-        whole.extend(file.env.iter().filter(|(k, _)| *k != "PORT").map(|(k, v)| (k.clone(), v.clone())));
+        whole.extend(
+            file.env
+                .iter()
+                .filter(|(k, _)| *k != "PORT")
+                .map(|(k, v)| (k.clone(), v.clone())),
+        );
         whole.append(&mut step.env);
         step.env = whole;
     }
@@ -280,7 +289,11 @@ fn install(file: &WorkspaceFile, env: &BTreeMap<String, String>, first: Vec<Step
 impl Step {
     fn new(what: &str, argv: &[&str]) -> Self {
         let argv = argv.iter().map(|a| (*a).to_owned()).collect();
-        Self { argv, env: BTreeMap::new(), what: what.to_owned() }
+        Self {
+            argv,
+            env: BTreeMap::new(),
+            what: what.to_owned(),
+        }
     }
 
     /// A program whose description is its command line.
@@ -295,9 +308,11 @@ impl Step {
     fn of_command(command: &Command) -> Self {
         match command {
             Command::Shell(line) => Self::shell(line),
-            Command::Argv(argv) => {
-                Self { argv: argv.clone(), env: BTreeMap::new(), what: argv.join(" ") }
-            }
+            Command::Argv(argv) => Self {
+                argv: argv.clone(),
+                env: BTreeMap::new(),
+                what: argv.join(" "),
+            },
         }
     }
 }

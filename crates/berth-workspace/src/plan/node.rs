@@ -21,7 +21,16 @@ const PACKAGE: &str = "package.json";
 
 /// Files that are taken for the app if nothing says otherwise.
 const USUAL: [&str; 10] = [
-    "server.js", "index.js", "app.js", "server.mjs", "index.mjs", "app.mjs", "server.cjs", "index.cjs", "server.ts", "index.ts",
+    "server.js",
+    "index.js",
+    "app.js",
+    "server.mjs",
+    "index.mjs",
+    "app.mjs",
+    "server.cjs",
+    "index.cjs",
+    "server.ts",
+    "index.ts",
 ];
 
 pub(super) fn parts(context: &Context<'_>) -> Result<Parts, PlanError> {
@@ -66,35 +75,58 @@ fn tool_env() -> BTreeMap<String, String> {
 }
 
 fn bad(node: &Node, message: impl Into<String>) -> PlanError {
-    let mistake = json::Mistake { at: node.at, message: message.into() };
+    let mistake = json::Mistake {
+        at: node.at,
+        message: message.into(),
+    };
     PlanError::BadPackageJson(FileError::new(PACKAGE, mistake))
 }
 
 /// Reads `package.json` and checks the types of what is used later.
 fn read_package(context: &Context<'_>) -> Result<Option<Node>, PlanError> {
-    let Some(bytes) = context.read(PACKAGE)? else { return Ok(None) };
-    let package =
-        json::parse(&bytes).map_err(|mistake| PlanError::BadPackageJson(FileError::new(PACKAGE, mistake)))?;
+    let Some(bytes) = context.read(PACKAGE)? else {
+        return Ok(None);
+    };
+    let package = json::parse(&bytes).map_err(|mistake| PlanError::BadPackageJson(FileError::new(PACKAGE, mistake)))?;
     if !matches!(package.value, Value::Object(_)) {
-        return Err(bad(&package, format!("is an object {{...}}, not {}", package.value.describe())));
+        return Err(bad(
+            &package,
+            format!("is an object {{...}}, not {}", package.value.describe()),
+        ));
     }
-    for key in ["scripts", "dependencies", "devDependencies", "optionalDependencies", "peerDependencies"] {
+    for key in [
+        "scripts",
+        "dependencies",
+        "devDependencies",
+        "optionalDependencies",
+        "peerDependencies",
+    ] {
         if let Some(node) = package.get(key)
             && !matches!(node.value, Value::Object(_))
         {
-            return Err(bad(node, format!("`{key}` is an object {{...}}, not {}", node.value.describe())));
+            return Err(bad(
+                node,
+                format!("`{key}` is an object {{...}}, not {}", node.value.describe()),
+            ));
         }
     }
     for script in package.get("scripts").map_or(&[][..], Node::members) {
         if script.value.text().is_none() {
-            let message = format!("the script `{}` is a text, not {}", json::shorten(&script.key), script.value.value.describe());
+            let message = format!(
+                "the script `{}` is a text, not {}",
+                json::shorten(&script.key),
+                script.value.value.describe()
+            );
             return Err(bad(&script.value, message));
         }
     }
     if let Some(main) = package.get("main")
         && main.text().is_none()
     {
-        return Err(bad(main, format!("`main` is a file name, not {}", main.value.describe())));
+        return Err(bad(
+            main,
+            format!("`main` is a file name, not {}", main.value.describe()),
+        ));
     }
     Ok(Some(package))
 }
@@ -107,7 +139,9 @@ fn needs_install(package: &Node, dev: bool) -> bool {
         _ => false,
     };
     let hooks = ["preinstall", "install", "postinstall", "prepare"];
-    ["dependencies", "optionalDependencies", "peerDependencies", "workspaces"].into_iter().any(filled)
+    ["dependencies", "optionalDependencies", "peerDependencies", "workspaces"]
+        .into_iter()
+        .any(filled)
         || (dev && filled("devDependencies"))
         || hooks.into_iter().any(|hook| script(package, hook).is_some())
 }
@@ -132,7 +166,11 @@ fn install_step(context: &Context<'_>, package: &Node, dev: bool) -> Result<Step
     if let Some(lock) = context.text("yarn.lock")? {
         return Ok(match lock.lines().any(|line| line.starts_with("__metadata:")) {
             true => yarn_berry(context, package, &lock),
-            false => step("yarn install", "--production", &["--frozen-lockfile", "--non-interactive"]),
+            false => step(
+                "yarn install",
+                "--production",
+                &["--frozen-lockfile", "--non-interactive"],
+            ),
         });
     }
     if context.has("bun.lock") || context.has("bun.lockb") {
@@ -143,13 +181,19 @@ fn install_step(context: &Context<'_>, package: &Node, dev: bool) -> Result<Step
 
 /// `yarn install --immutable` by the yarn that wrote the lock.
 fn yarn_berry(context: &Context<'_>, package: &Node, lock: &str) -> Step {
-    let release = context.paths().filter(|p| p.starts_with(".yarn/releases/yarn-") && p.ends_with("js")).last();
+    let release = context
+        .paths()
+        .filter(|p| p.starts_with(".yarn/releases/yarn-") && p.ends_with("js"))
+        .last();
     if let Some(release) = release {
         let path = format!("/app/{release}");
         return Step::new("yarn install --immutable", &["node", &path, "install", "--immutable"]);
     }
     // "yarn@4.5.1+sha512.…" in packageManager is exact; else the format of the lock tells the major version.
-    let named = package.get("packageManager").and_then(Node::text).and_then(|m| m.strip_prefix("yarn@"));
+    let named = package
+        .get("packageManager")
+        .and_then(Node::text)
+        .and_then(|m| m.strip_prefix("yarn@"));
     let version = match named.and_then(|v| v.split('+').next()).filter(|v| !v.is_empty()) {
         Some(version) => version.to_owned(),
         None => {
@@ -159,17 +203,37 @@ fn yarn_berry(context: &Context<'_>, package: &Node, lock: &str) -> Step {
         }
     };
     let tool = format!("@yarnpkg/cli-dist@{version}");
-    Step::new("yarn install --immutable", &["npm", "exec", "--yes", &format!("--package={tool}"), "--", "yarn", "install", "--immutable"])
+    Step::new(
+        "yarn install --immutable",
+        &[
+            "npm",
+            "exec",
+            "--yes",
+            &format!("--package={tool}"),
+            "--",
+            "yarn",
+            "install",
+            "--immutable",
+        ],
+    )
 }
 
 fn script<'a>(package: &'a Node, name: &str) -> Option<&'a str> {
-    package.get("scripts")?.get(name)?.text().filter(|line| !line.trim().is_empty())
+    package
+        .get("scripts")?
+        .get(name)?
+        .text()
+        .filter(|line| !line.trim().is_empty())
 }
 
 fn start(context: &Context<'_>, package: Option<&Node>) -> Result<Step, PlanError> {
     if let Some(command) = &context.file.command {
-        let Some(name) = npm_script(command) else { return Ok(Step::of_command(command)) };
-        let Some(package) = package else { return Ok(Step::of_command(command)) };
+        let Some(name) = npm_script(command) else {
+            return Ok(Step::of_command(command));
+        };
+        let Some(package) = package else {
+            return Ok(Step::of_command(command));
+        };
         if let Some(line) = script(package, &name) {
             return Ok(run_script(package, &name, line));
         }
@@ -177,8 +241,17 @@ fn start(context: &Context<'_>, package: Option<&Node>) -> Result<Step, PlanErro
         if name == "start" && context.has("server.js") {
             return Ok(Step::plain(&["node", "server.js"]));
         }
-        let names: Vec<&str> = package.get("scripts").map_or(&[][..], Node::members).iter().map(|m| m.key.as_str()).collect();
-        let known = if names.is_empty() { "it has none".to_owned() } else { format!("it has {}", names.join(", ")) };
+        let names: Vec<&str> = package
+            .get("scripts")
+            .map_or(&[][..], Node::members)
+            .iter()
+            .map(|m| m.key.as_str())
+            .collect();
+        let known = if names.is_empty() {
+            "it has none".to_owned()
+        } else {
+            format!("it has {}", names.join(", "))
+        };
         let message = format!("package.json has no script `{name}`; {known}");
         return Err(PlanError::BadWorkspaceFile(context.file.complain("command", message)));
     }
@@ -188,16 +261,24 @@ fn start(context: &Context<'_>, package: Option<&Node>) -> Result<Step, PlanErro
     if let Some(step) = context.procfile()? {
         return Ok(step);
     }
-    if let Some(main) = package.and_then(|p| p.get("main")).and_then(Node::text).filter(|m| !m.trim().is_empty()) {
+    if let Some(main) = package
+        .and_then(|p| p.get("main"))
+        .and_then(Node::text)
+        .filter(|m| !m.trim().is_empty())
+    {
         return start_main(context, main);
     }
     if let Some(file) = USUAL.into_iter().find(|f| context.has(f)) {
         return Ok(Step::plain(&["node", file]));
     }
     Err(no_start(match package.and_then(|p| script(p, "dev")) {
-        Some(_) => "package.json has a script `dev` but no `start`; add \"scripts\": {\"start\": \"node server.js\"}, or a \
-                    workspace.json with \"command\": \"npm run dev\" and \"env\": {\"NODE_ENV\": \"development\"}",
-        None => "add \"scripts\": {\"start\": \"node server.js\"} or \"main\": \"server.js\" to package.json, or a server.js",
+        Some(_) => {
+            "package.json has a script `dev` but no `start`; add \"scripts\": {\"start\": \"node server.js\"}, or a \
+                    workspace.json with \"command\": \"npm run dev\" and \"env\": {\"NODE_ENV\": \"development\"}"
+        }
+        None => {
+            "add \"scripts\": {\"start\": \"node server.js\"} or \"main\": \"server.js\" to package.json, or a server.js"
+        }
     }))
 }
 
@@ -206,7 +287,11 @@ fn start_main(context: &Context<'_>, main: &str) -> Result<Step, PlanError> {
     let file = main.trim().trim_start_matches("./").trim_end_matches('/');
     let file = if file.is_empty() || file == "." { "index" } else { file };
     let endings = ["", ".js", ".mjs", ".cjs", ".ts", "/index.js"];
-    match endings.into_iter().map(|e| format!("{file}{e}")).find(|path| context.has(path)) {
+    match endings
+        .into_iter()
+        .map(|e| format!("{file}{e}"))
+        .find(|path| context.has(path))
+    {
         Some(path) => Ok(Step::plain(&["node", &path])),
         None => Err(no_start(&format!(
             "`main` of package.json is {main}, but there is no such file; if it is made by a build (dist and build are never \
@@ -216,7 +301,10 @@ fn start_main(context: &Context<'_>, main: &str) -> Result<Step, PlanError> {
 }
 
 fn no_start(hint: &str) -> PlanError {
-    PlanError::NoStart { kind: Kind::Node, hint: hint.to_owned() }
+    PlanError::NoStart {
+        kind: Kind::Node,
+        hint: hint.to_owned(),
+    }
 }
 
 /// The script's name if the command is nothing but `npm start` or `npm run NAME`.
@@ -249,11 +337,29 @@ fn run_script(package: &Node, name: &str, line: &str) -> Step {
                 if after.is_none() { "exec " } else { "" },
                 if after.is_some() { &post_event } else { "" },
             );
-            ["sh", "-c", &glue, "npm", before.unwrap_or_default(), line, after.unwrap_or_default()].map(str::to_owned).to_vec()
+            [
+                "sh",
+                "-c",
+                &glue,
+                "npm",
+                before.unwrap_or_default(),
+                line,
+                after.unwrap_or_default(),
+            ]
+            .map(str::to_owned)
+            .to_vec()
         }
     };
-    let command = if name == "start" { "npm start".to_owned() } else { format!("npm run {name}") };
-    Step { argv, env: script_env(package, name, line), what: format!("{command}: {line}") }
+    let command = if name == "start" {
+        "npm start".to_owned()
+    } else {
+        format!("npm run {name}")
+    };
+    Step {
+        argv,
+        env: script_env(package, name, line),
+        what: format!("{command}: {line}"),
+    }
 }
 
 /// The variables npm gives a script, as far as they do not describe npm itself.
@@ -276,7 +382,11 @@ fn script_env(package: &Node, name: &str, line: &str) -> BTreeMap<String, String
                 Value::Bool(yes) => yes.to_string(),
                 _ => continue,
             };
-            let key: String = member.key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+            let key: String = member
+                .key
+                .chars()
+                .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+                .collect();
             env.insert(format!("npm_package_{group}_{key}"), value);
         }
     }

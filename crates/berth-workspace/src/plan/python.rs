@@ -48,7 +48,12 @@ pub(super) fn parts(context: &Context<'_>, port: u16) -> Result<Parts, PlanError
         Some(step) => step,
         None => python_web::start(context, &wanted.packages, port)?,
     };
-    Ok(Parts { install, start, env, static_root: None })
+    Ok(Parts {
+        install,
+        start,
+        env,
+        static_root: None,
+    })
 }
 
 /// What is to be installed.
@@ -68,9 +73,16 @@ fn wanted(context: &Context<'_>) -> Result<Wanted, PlanError> {
     let mut left = MAX_INCLUDES;
     requirements(context, "requirements.txt", &mut required, &mut left)?;
     let packages: Packages = declared.iter().chain(&required).cloned().collect();
-    let found = |step: Step| Wanted { step: Some(step), makes_venv: false, packages: packages.clone() };
+    let found = |step: Step| Wanted {
+        step: Some(step),
+        makes_venv: false,
+        packages: packages.clone(),
+    };
     if project.is_some() && context.has("uv.lock") && !own_install {
-        return Ok(Wanted { makes_venv: true, ..found(Step::plain(&["uv", "sync", "--frozen", "--no-dev"])) });
+        return Ok(Wanted {
+            makes_venv: true,
+            ..found(Step::plain(&["uv", "sync", "--frozen", "--no-dev"]))
+        });
     }
     let pip = |what: &str, rest: &[&str]| {
         let argv = [&["uv", "pip", "install", "--python", VENV_PYTHON][..], rest].concat();
@@ -91,7 +103,10 @@ fn wanted(context: &Context<'_>) -> Result<Wanted, PlanError> {
             return Err(poetry(text));
         }
     }
-    Ok(Wanted { packages, ..Wanted::default() })
+    Ok(Wanted {
+        packages,
+        ..Wanted::default()
+    })
 }
 
 fn is_dynamic(project: Option<&toml::Value>) -> bool {
@@ -101,7 +116,10 @@ fn is_dynamic(project: Option<&toml::Value>) -> bool {
 
 /// Dependencies in Poetry's own table only: uv cannot read them without building the app as a package.
 fn poetry(text: &str) -> PlanError {
-    let line = text.lines().position(|l| l.trim().starts_with("[tool.poetry.dependencies")).map_or(1, |l| l + 1);
+    let line = text
+        .lines()
+        .position(|l| l.trim().starts_with("[tool.poetry.dependencies"))
+        .map_or(1, |l| l + 1);
     PlanError::BadPyproject(FileError {
         path: PYPROJECT.into(),
         line,
@@ -113,12 +131,19 @@ fn poetry(text: &str) -> PlanError {
 }
 
 fn read_pyproject(context: &Context<'_>) -> Result<Option<(toml::Table, String)>, PlanError> {
-    let Some(bytes) = context.read(PYPROJECT)? else { return Ok(None) };
+    let Some(bytes) = context.read(PYPROJECT)? else {
+        return Ok(None);
+    };
     let broken = |at: usize, message: String| {
         let before = String::from_utf8_lossy(&bytes[..at.min(bytes.len())]);
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
-        PlanError::BadPyproject(FileError { path: PYPROJECT.into(), line, column, message })
+        PlanError::BadPyproject(FileError {
+            path: PYPROJECT.into(),
+            line,
+            column,
+            message,
+        })
     };
     let text = std::str::from_utf8(&bytes)
         .map_err(|e| broken(e.valid_up_to(), "this byte is not UTF-8; save the file as UTF-8".into()))?;
@@ -132,14 +157,24 @@ fn read_pyproject(context: &Context<'_>) -> Result<Option<(toml::Table, String)>
 /// The packages that `pyproject.toml` declares, in the standard's or in Poetry's form.
 fn declared(table: &toml::Table) -> Packages {
     let mut packages = Packages::new();
-    let list = table.get("project").and_then(|p| p.get("dependencies")).and_then(toml::Value::as_array);
+    let list = table
+        .get("project")
+        .and_then(|p| p.get("dependencies"))
+        .and_then(toml::Value::as_array);
     for item in list.into_iter().flatten().filter_map(toml::Value::as_str) {
         add(&mut packages, item);
     }
-    let poetry = table.get("tool").and_then(|t| t.get("poetry")).and_then(|p| p.get("dependencies"));
+    let poetry = table
+        .get("tool")
+        .and_then(|t| t.get("poetry"))
+        .and_then(|p| p.get("dependencies"));
     for (name, value) in poetry.and_then(toml::Value::as_table).into_iter().flatten() {
         if name != "python" {
-            let extras = value.get("extras").and_then(toml::Value::as_array).into_iter().flatten();
+            let extras = value
+                .get("extras")
+                .and_then(toml::Value::as_array)
+                .into_iter()
+                .flatten();
             let extras: Vec<&str> = extras.filter_map(toml::Value::as_str).collect();
             add(&mut packages, &format!("{name}[{}]", extras.join(",")));
         }
@@ -154,15 +189,26 @@ fn requirements(context: &Context<'_>, path: &str, into: &mut Packages, left: &m
     }
     *left -= 1;
     // Only searched, so a file that is not among the fetched ones is no error: the install itself will read it.
-    let text = if path == "requirements.txt" { context.text(path)? } else { context.text(path).unwrap_or_default() };
+    let text = if path == "requirements.txt" {
+        context.text(path)?
+    } else {
+        context.text(path).unwrap_or_default()
+    };
     for line in text.unwrap_or_default().lines() {
         let line = line.split(" #").next().unwrap_or("").trim();
-        let included = ["-r", "--requirement"].into_iter().find_map(|flag| line.strip_prefix(flag));
+        let included = ["-r", "--requirement"]
+            .into_iter()
+            .find_map(|flag| line.strip_prefix(flag));
         if let Some(name) = included.map(|rest| rest.trim_start_matches(['=', ' ', '\t'])) {
             // "an include" is something to install, whatever is in it.
             into.insert(format!("-r {name}"));
             let folder = path.rfind('/').map_or("", |end| &path[..=end]);
-            requirements(context, &format!("{folder}{}", name.trim_start_matches("./")), into, left)?;
+            requirements(
+                context,
+                &format!("{folder}{}", name.trim_start_matches("./")),
+                into,
+                left,
+            )?;
         } else if line.starts_with("-e") || line.starts_with("--editable") {
             into.insert(line.to_owned());
         } else if !line.is_empty() && !line.starts_with(['-', '#']) {
@@ -174,7 +220,9 @@ fn requirements(context: &Context<'_>, path: &str, into: &mut Packages, left: &m
 
 /// Adds the package that a requirement names: `Flask_Cors[async]>=3 ; python_version > "3"` is `flask-cors`.
 fn add(packages: &mut Packages, requirement: &str) {
-    let end = requirement.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))).unwrap_or(requirement.len());
+    let end = requirement
+        .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')))
+        .unwrap_or(requirement.len());
     let name = requirement[..end].to_ascii_lowercase().replace(['_', '.'], "-");
     let rest = requirement[end..].trim_start();
     if let Some((extras, _)) = rest.strip_prefix('[').and_then(|r| r.split_once(']')) {

@@ -50,7 +50,9 @@ pub(super) fn start(context: &Context<'_>, packages: &Packages, port: u16) -> Re
         return Ok(django(context, packages, port));
     }
     for (file, module) in FILES {
-        let Some(object) = context.text(file)?.as_deref().and_then(object) else { continue };
+        let Some(object) = context.text(file)?.as_deref().and_then(object) else {
+            continue;
+        };
         let target = format!("{module}:{}", object.name);
         if let Some(step) = serve(&object, packages, &target, port) {
             return Ok(step);
@@ -60,36 +62,66 @@ pub(super) fn start(context: &Context<'_>, packages: &Packages, port: u16) -> Re
         }
         if object.maker == "Flask" {
             let (port, what) = (port.to_string(), format!("flask run ({target})"));
-            let argv = ["python3", "-m", "flask", "--app", &target, "run", "--host", "0.0.0.0", "--port", &port];
+            let argv = [
+                "python3", "-m", "flask", "--app", &target, "run", "--host", "0.0.0.0", "--port", &port,
+            ];
             return Ok(Step::new(&what, &argv));
         }
         if object.interface == Some(Interface::Asgi) {
-            let hint = format!("{file} makes a {} app, but nothing serves it; add `uvicorn` to the requirements", object.maker);
+            let hint = format!(
+                "{file} makes a {} app, but nothing serves it; add `uvicorn` to the requirements",
+                object.maker
+            );
             return Err(no_start(hint));
         }
     }
-    match ["app.py", "main.py", "server.py", "__main__.py"].into_iter().find(|f| context.has(f)) {
+    match ["app.py", "main.py", "server.py", "__main__.py"]
+        .into_iter()
+        .find(|f| context.has(f))
+    {
         Some(file) => Ok(Step::plain(&["python3", file])),
-        None => Err(no_start("add an app.py or main.py, a Procfile with a line `web: ...`, or a workspace.json with a \"command\"".into())),
+        None => Err(no_start(
+            "add an app.py or main.py, a Procfile with a line `web: ...`, or a workspace.json with a \"command\""
+                .into(),
+        )),
     }
 }
 
 fn no_start(hint: String) -> PlanError {
-    PlanError::NoStart { kind: Kind::Python, hint }
+    PlanError::NoStart {
+        kind: Kind::Python,
+        hint,
+    }
 }
 
 fn django(context: &Context<'_>, packages: &Packages, port: u16) -> Step {
     let module = |file: &str| {
-        let found = context.paths().find(|p| p.strip_suffix(file).is_some_and(|d| d.ends_with('/') && d.matches('/').count() == 1));
+        let found = context.paths().find(|p| {
+            p.strip_suffix(file)
+                .is_some_and(|d| d.ends_with('/') && d.matches('/').count() == 1)
+        });
         found.map(|p| format!("{}:application", p.trim_end_matches(".py").replace('/', ".")))
     };
     let known = |interface, file| {
-        let object = Object { name: String::new(), interface: Some(interface), maker: String::new(), runs_itself: false };
+        let object = Object {
+            name: String::new(),
+            interface: Some(interface),
+            maker: String::new(),
+            runs_itself: false,
+        };
         module(file).and_then(|target| serve(&object, packages, &target, port))
     };
-    known(Interface::Wsgi, "wsgi.py").or_else(|| known(Interface::Asgi, "asgi.py")).unwrap_or_else(|| {
-        Step::plain(&["python3", "manage.py", "runserver", "--noreload", &format!("0.0.0.0:{port}")])
-    })
+    known(Interface::Wsgi, "wsgi.py")
+        .or_else(|| known(Interface::Asgi, "asgi.py"))
+        .unwrap_or_else(|| {
+            Step::plain(&[
+                "python3",
+                "manage.py",
+                "runserver",
+                "--noreload",
+                &format!("0.0.0.0:{port}"),
+            ])
+        })
 }
 
 /// The app object through a server that is among the required packages.
@@ -109,12 +141,23 @@ fn serve(object: &Object, packages: &Packages, target: &str, port: u16) -> Optio
     let argv: Vec<&str> = match interface {
         Interface::Asgi if uvicorn => vec!["uvicorn", target, "--host", "0.0.0.0", "--port", &number],
         Interface::Wsgi if has("gunicorn") => vec!["gunicorn", "-b", &bind, target],
-        Interface::Wsgi if has("waitress") => return Some(Step::plain(&["waitress-serve", &format!("--listen={bind}"), target])),
+        Interface::Wsgi if has("waitress") => {
+            return Some(Step::plain(&["waitress-serve", &format!("--listen={bind}"), target]));
+        }
         _ if has("hypercorn") => vec!["hypercorn", "-b", &bind, target],
         Interface::Asgi if has("daphne") => vec!["daphne", "-b", "0.0.0.0", "-p", &number, target],
         _ if has("granian") => {
             let name = if interface == Interface::Asgi { "asgi" } else { "wsgi" };
-            vec!["granian", "--interface", name, "--host", "0.0.0.0", "--port", &number, target]
+            vec![
+                "granian",
+                "--interface",
+                name,
+                "--host",
+                "0.0.0.0",
+                "--port",
+                &number,
+                target,
+            ]
         }
         _ => return None,
     };
@@ -124,10 +167,16 @@ fn serve(object: &Object, packages: &Packages, target: &str, port: u16) -> Optio
 /// The first object made by a known class, else one called `app` or `application` that is made by some call.
 fn object(text: &str) -> Option<Object> {
     // What ends a script that serves: app.run(...), uvicorn.run(...), web.run_app(...), serve(app), server.serve_forever().
-    let runs_itself = [".run(", "run_app(", "run_simple(", "serve(", "serve_forever("].iter().any(|call| text.contains(call));
+    let runs_itself = [".run(", "run_app(", "run_simple(", "serve(", "serve_forever("]
+        .iter()
+        .any(|call| text.contains(call));
     let found: Vec<Object> = text.lines().filter_map(|line| assignment(line, runs_itself)).collect();
     let known = found.iter().position(|o| o.interface.is_some());
-    let usual = || found.iter().position(|o| matches!(o.name.as_str(), "app" | "application"));
+    let usual = || {
+        found
+            .iter()
+            .position(|o| matches!(o.name.as_str(), "app" | "application"))
+    };
     let at = known.or_else(usual)?;
     found.into_iter().nth(at)
 }
@@ -139,7 +188,9 @@ fn assignment(line: &str, runs_itself: bool) -> Option<Object> {
         return None;
     }
     let name = left.split(':').next().unwrap_or("").trim();
-    let is_name = |n: &str| !n.is_empty() && n.chars().all(|c| c.is_alphanumeric() || c == '_') && !n.starts_with(|c: char| c.is_numeric());
+    let is_name = |n: &str| {
+        !n.is_empty() && n.chars().all(|c| c.is_alphanumeric() || c == '_') && !n.starts_with(|c: char| c.is_numeric())
+    };
     let (path, _) = right.trim_start().split_once('(')?;
     let maker = path.trim_end().rsplit('.').next().unwrap_or("");
     if !is_name(name) || !is_name(maker) {
@@ -150,5 +201,10 @@ fn assignment(line: &str, runs_itself: bool) -> Option<Object> {
         "Flask" | "Bottle" | "get_wsgi_application" => Some(Interface::Wsgi),
         _ => None,
     };
-    Some(Object { name: name.to_owned(), interface, maker: maker.to_owned(), runs_itself })
+    Some(Object {
+        name: name.to_owned(),
+        interface,
+        maker: maker.to_owned(),
+        runs_itself,
+    })
 }

@@ -22,8 +22,19 @@ pub(super) fn parts(context: &Context<'_>) -> Result<Parts, PlanError> {
         None if !context.has("index.html") && context.has("public/index.html") => "public".to_owned(),
         None => String::new(),
     };
-    let folder = if root.is_empty() { "/workspace".to_owned() } else { format!("/workspace/{root}") };
-    let start = context.command().unwrap_or_else(|| Step::new(&format!("nginx serves {folder}"), &["berth-static", &folder]));
+    let folder = if root.is_empty() {
+        "/workspace".to_owned()
+    } else {
+        format!("/workspace/{root}")
+    };
+    let start = context
+        .command()
+        .unwrap_or_else(|| Step::new(&format!("nginx serves {folder}"), &["berth-static", &folder]));
     let env = env_of([("PATH", BASE_PATH)]);
-    Ok(Parts { install: install(&context.file, &env, Vec::new(), Vec::new()), start, env, static_root: Some(root) })
+    Ok(Parts {
+        install: install(&context.file, &env, Vec::new(), Vec::new()),
+        start,
+        env,
+        static_root: Some(root),
+    })
 }
