@@ -83,3 +83,57 @@ fn a_stopped_daemon_leaves_nothing_on_the_machine() {
     let left = daemon.leftovers();
     assert!(left.is_empty(), "{left:?}");
 }
+
+/// What a daemon holds that must not grow: descriptors, threads, mounts of the machine, network namespaces' links.
+fn held(daemon: &Daemon) -> Vec<(&'static str, usize)> {
+    let count = |path: String| std::fs::read_dir(path).unwrap().count();
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let own = format!("{}_", daemon.instance());
+    let links = std::fs::read_dir("/sys/class/net").unwrap().flatten();
+    vec![
+        ("descriptors", count(format!("/proc/{}/fd", daemon.pid()))),
+        ("threads", count(format!("/proc/{}/task", daemon.pid()))),
+        ("mounts", mounts.lines().filter(|line| line.contains(&*daemon.run_dir().to_string_lossy())).count()),
+        ("links", links.filter(|link| link.file_name().to_string_lossy().starts_with(&own)).count()),
+        ("traces", daemon.leftovers().0.len()),
+    ]
+}
+
+/// Resident memory in KiB.
+fn resident(daemon: &Daemon) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap().to_owned();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn two_hundred_cycles_leak_nothing() {
+    const CYCLES: usize = 200;
+    let daemon = Daemon::start(BERTH);
+    // The quickest app there is, so that the cycles are about the sandbox.
+    daemon.save("cycle/server.py", "import http.server, os\nclass H(http.server.BaseHTTPRequestHandler):\n    def do_GET(self):\n        self.send_response(200); self.end_headers(); self.wfile.write(b'again')\n    def log_message(self, *a): pass\nhttp.server.HTTPServer(('127.0.0.1', int(os.environ['PORT'])), H).serve_forever()\n");
+    daemon.save("cycle/workspace.json", r#"{"type": "python", "command": "exec python3 server.py", "install": false}"#);
+    known(&daemon, "cycle");
+    let cycle = || {
+        assert_eq!(daemon.get("/cycle/").text, "again");
+        assert_eq!(daemon.berth(&["stop", "cycle"]).code, 0);
+    };
+    // Caches and pools fill during the first ones.
+    for _ in 0..CYCLES / 10 {
+        cycle();
+    }
+    wait("the first cycles to be over", Duration::from_secs(10), || daemon.state("cycle") == "cold");
+    let (before, memory) = (held(&daemon), resident(&daemon));
+    for _ in 0..CYCLES {
+        cycle();
+    }
+    assert_eq!(daemon.inspect("cycle").unwrap()["starts"], CYCLES + CYCLES / 10);
+    let mut after = held(&daemon);
+    // Idle descriptors and threads come and go by a few; a leak would be hundreds.
+    wait(&format!("what is held to be as before ({before:?}), it is {after:?}"), Duration::from_secs(60), || {
+        after = held(&daemon);
+        before.iter().zip(&after).all(|((_, b), (_, a))| *a <= b + 8)
+    });
+    let grown = resident(&daemon).saturating_sub(memory);
+    assert!(grown < 16 << 10, "the daemon grew by {grown} KiB in {CYCLES} cycles");
+}

@@ -93,9 +93,7 @@ fn other_apps_the_host_and_private_ranges_are_not_reached_but_registries_are() {
         assert!(code == 3 || code == 4, "{target}:{port} was reached from a sandbox: {code} {said}");
     }
     // The registry that npm on this machine is set to.
-    let (code, said) = inside(&daemon, "prober", "cd /tmp && npm view is-number@7.0.0 version --loglevel=error");
-    assert_ne!(code, 127, "npm is in the image: {said}");
-    let done = daemon.berth(&["run", "prober", "--install", "--", "sh", "-c", "cd /tmp && npm view is-number@7.0.0 version --cafile=/etc/ssl/certs/ca-certificates.crt"]);
+    let done = daemon.berth(&["run", "prober", "--", "sh", "-c", "cd /tmp && npm view is-number@7.0.0 version"]);
     assert_eq!((done.code, done.stdout.trim()), (0, "7.0.0"), "{}", done.stderr);
 }
 

@@ -46,6 +46,7 @@ impl From<RunError> for ApiError {
     fn from(error: RunError) -> Self {
         let status = match error {
             RunError::NoSuchApp(_) => StatusCode::NOT_FOUND,
+            RunError::Exec { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             _ => StatusCode::CONFLICT,
         };
         Self::new(status, chain(&error))
@@ -54,7 +55,11 @@ impl From<RunError> for ApiError {
 
 impl From<SandboxError> for ApiError {
     fn from(error: SandboxError) -> Self {
-        Self::new(StatusCode::CONFLICT, chain(&error))
+        let status = match error {
+            SandboxError::Exec { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            _ => StatusCode::CONFLICT,
+        };
+        Self::new(status, chain(&error))
     }
 }
 

@@ -14,7 +14,8 @@
 //!   GET  /v1/events?follow=true         what happened lately, one JSON object a line
 //! ```
 //!
-//! Errors are `{"error": "..."}` with the fitting status: 400, 404, 409, 500, 503.
+//! Errors are `{"error": "..."}` with the fitting status: 400, 404, 409, 422 (the
+//! command cannot be run), 500, 503.
 //!
 //! Not here: how apps live (`berth-host`), how requests reach them (`berth-edge`).
 

@@ -98,6 +98,8 @@ pub(crate) async fn start(
     if !request.install {
         spec.install.clear();
     }
+    // Who tries by hand may install by hand: the registries, proxies and certificates of installs are there too.
+    spec.env.extend(spec.install_env.clone());
     let last = last_phase(spec.copy_source, spec.install.len());
     let order = Order {
         spec,

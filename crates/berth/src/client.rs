@@ -105,7 +105,11 @@ async fn refusal(status: StatusCode, body: Incoming) -> Failure {
         |_| format!("the daemon answered {status}: {}", String::from_utf8_lossy(&bytes)),
         |refusal| refusal.error,
     );
-    if status == StatusCode::NOT_FOUND { Failure::not_found(message) } else { Failure::failed(message) }
+    match status {
+        StatusCode::NOT_FOUND => Failure::not_found(message),
+        StatusCode::UNPROCESSABLE_ENTITY => Failure::no_command(message),
+        _ => Failure::failed(message),
+    }
 }
 
 fn broken(error: hyper::Error) -> Failure {

@@ -30,6 +30,11 @@ impl Failure {
         Self { code: 4, message: message.into() }
     }
 
+    /// The command to run in a sandbox is not there (127, as in a shell).
+    pub fn no_command(message: impl Into<String>) -> Self {
+        Self { code: 127, message: message.into() }
+    }
+
     /// An error with all its causes (1).
     pub fn from_error(error: &dyn Error) -> Self {
         Self::failed(chain(error))

@@ -308,22 +308,34 @@ impl Daemon {
         serde_json::from_str(&self.berth(&["s3", "env", "--json"]).stdout).expect("the S3 environment")
     }
 
-    /// All keys of the bucket, listed by rclone: a client that shares no code with Berth.
-    #[must_use]
-    pub fn bucket_keys(&self) -> Vec<String> {
+    /// Runs rclone, an S3 client that shares no code with Berth, with the bucket as `b:`.
+    ///
+    /// # Panics
+    /// When it is missing or fails.
+    pub fn rclone(&self, arguments: &[&str]) -> String {
         let env = self.s3_env();
-        let remote = format!(
-            ":s3,provider=Other,env_auth=false,access_key_id={},secret_access_key={},endpoint='{}':{}",
-            env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"], env["AWS_ENDPOINT_URL"], env["S3_BUCKET"]
-        );
-        let listed = Command::new("rclone")
-            .args(["--config", "/dev/null", "lsf", "-R", "--files-only", &remote])
+        let done = Command::new("rclone")
+            .args(["--config", "/dev/null"])
+            .args(arguments)
+            .env("RCLONE_CONFIG_B_TYPE", "alias")
+            .env("RCLONE_CONFIG_B_REMOTE", format!("s3remote:{}", env["S3_BUCKET"]))
+            .env("RCLONE_CONFIG_S3REMOTE_TYPE", "s3")
+            .env("RCLONE_CONFIG_S3REMOTE_PROVIDER", "Other")
+            .env("RCLONE_CONFIG_S3REMOTE_ACCESS_KEY_ID", &env["AWS_ACCESS_KEY_ID"])
+            .env("RCLONE_CONFIG_S3REMOTE_SECRET_ACCESS_KEY", &env["AWS_SECRET_ACCESS_KEY"])
+            .env("RCLONE_CONFIG_S3REMOTE_ENDPOINT", &env["AWS_ENDPOINT_URL"])
             // It cannot take a bundle of certificates for a plain connection.
             .env_remove("AWS_CA_BUNDLE")
             .output()
             .expect("rclone is missing: apt-get install rclone");
-        assert!(listed.status.success(), "rclone: {}", String::from_utf8_lossy(&listed.stderr));
-        String::from_utf8_lossy(&listed.stdout).lines().map(str::to_owned).collect()
+        assert!(done.status.success(), "rclone {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
+
+    /// All keys of the bucket, listed by rclone.
+    #[must_use]
+    pub fn bucket_keys(&self) -> Vec<String> {
+        self.rclone(&["lsf", "-R", "--files-only", "b:"]).lines().map(str::to_owned).collect()
     }
 
     /// What of this instance is on the machine now.
