@@ -68,12 +68,22 @@ impl Contents {
             _ => {}
         }
         std::fs::create_dir_all(&dir)?;
-        let shelf = Shelf { disk_max, ..Shelf::default() };
-        Ok(Self { dir, shelf: Mutex::new(shelf), fetching: Mutex::default() })
+        let shelf = Shelf {
+            disk_max,
+            ..Shelf::default()
+        };
+        Ok(Self {
+            dir,
+            shelf: Mutex::new(shelf),
+            fetching: Mutex::default(),
+        })
     }
 
     fn path(&self, id: &ChunkId) -> PathBuf {
-        let etag: String = id.0.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        let etag: String =
+            id.0.chars()
+                .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
+                .collect();
         self.dir.join(format!("{etag}.{}.{}", id.1, id.2))
     }
 
@@ -106,7 +116,10 @@ impl Contents {
         let path = self.path(&id);
         let unfinished = path.with_extension("new");
         // A full disk costs speed, not data: S3 has the bytes.
-        if std::fs::write(&unfinished, bytes).and_then(|()| std::fs::rename(&unfinished, &path)).is_err() {
+        if std::fs::write(&unfinished, bytes)
+            .and_then(|()| std::fs::rename(&unfinished, &path))
+            .is_err()
+        {
             let _ = std::fs::remove_file(&unfinished);
             return;
         }
@@ -116,7 +129,7 @@ impl Contents {
         }
     }
 
-    fn from_disk(&self, id: &ChunkId) -> Option<Bytes> {
+    fn on_disk(&self, id: &ChunkId) -> Option<Bytes> {
         let (len, _) = *self.shelf.lock().disk.get(id)?;
         let bytes = std::fs::read(self.path(id)).ok()?;
         (bytes.len() as u64 == len).then(|| bytes.into())
@@ -132,7 +145,7 @@ impl Contents {
         let _turn = turn.lock().await;
         let found = match self.at_hand(base, chunk) {
             Some(bytes) => Ok(bytes),
-            None => match self.from_disk(&id) {
+            None => match self.on_disk(&id) {
                 Some(bytes) => Ok(bytes),
                 None => from_store(store, base, chunk).await,
             },
@@ -150,7 +163,11 @@ async fn from_store(store: &Store, base: &Base, chunk: u64) -> Result<Bytes, Fet
     let gone = |e: StoreError| if e.is_no_such_key() { changed() } else { e.into() };
     if base.size <= CHUNK {
         let (info, bytes) = store.get(&base.key).await.map_err(gone)?;
-        return if info.etag == base.etag { Ok(bytes) } else { Err(changed()) };
+        return if info.etag == base.etag {
+            Ok(bytes)
+        } else {
+            Err(changed())
+        };
     }
     let start = chunk * CHUNK;
     let end = base.size.min(start + CHUNK);
@@ -215,15 +232,19 @@ mod tests {
     fn the_cache_stays_within_its_bounds_and_the_oldest_go_to_disk() {
         let dir = tempfile::tempdir().unwrap();
         let contents = Contents::open(dir.path(), 3 * CHUNK).unwrap();
-        let base = Base { key: "a".into(), etag: "e".into(), size: 100 * CHUNK };
+        let base = Base {
+            key: "a".into(),
+            etag: "e".into(),
+            size: 100 * CHUNK,
+        };
         let chunk = Bytes::from(vec![7_u8; CHUNK as usize]);
         for n in 0..21 {
             contents.keep(&base, n, chunk.clone());
         }
         assert!(contents.at_hand(&base, 20).is_some());
         assert!(contents.at_hand(&base, 4).is_none(), "five were pushed out of memory");
-        assert_eq!(contents.from_disk(&chunk_id(&base, 4)), Some(chunk));
-        assert!(contents.from_disk(&chunk_id(&base, 1)).is_none(), "the disk holds three");
+        assert_eq!(contents.on_disk(&chunk_id(&base, 4)), Some(chunk));
+        assert!(contents.on_disk(&chunk_id(&base, 1)).is_none(), "the disk holds three");
         assert_eq!(std::fs::read_dir(dir.path().join("chunks")).unwrap().count(), 3);
     }
 }

@@ -41,11 +41,14 @@ pub(crate) enum Opened {
     Dir(Arc<OpenDir>),
 }
 
+/// Names and inode numbers, in order.
+pub(crate) type Listing = Arc<Vec<(Arc<str>, Ino)>>;
+
 /// The listing as it was when it began: names removed while it is read shift nothing.
 #[derive(Debug)]
 pub(crate) struct OpenDir {
     pub(crate) ino: Ino,
-    pub(crate) listing: Mutex<Arc<Vec<(Arc<str>, Ino)>>>,
+    pub(crate) listing: Mutex<Listing>,
 }
 
 /// One mount.
@@ -76,7 +79,13 @@ impl std::fmt::Debug for Core {
 }
 
 impl Core {
-    pub(crate) fn new(cfg: MountConfig, store: Store, contents: Contents, spill: PathBuf, kernel: KernelNotices) -> Arc<Self> {
+    pub(crate) fn new(
+        cfg: MountConfig,
+        store: Store,
+        contents: Contents,
+        spill: PathBuf,
+        kernel: KernelNotices,
+    ) -> Arc<Self> {
         Arc::new(Self {
             tree: Mutex::new(Tree::new(cfg.uid, cfg.gid)),
             budget: LocalBudget::new(cfg.local_max),
@@ -213,7 +222,8 @@ impl Core {
         let next = at / CHUNK + 1;
         if base.size > CHUNK && next * CHUNK < base.size && self.contents.at_hand(base, next).is_none() {
             let (core, base) = (self.clone(), base.clone());
-            self.rt.spawn(async move { core.contents.fetch(&core.store, &base, next).await.is_ok() });
+            self.rt
+                .spawn(async move { core.contents.fetch(&core.store, &base, next).await.is_ok() });
         }
     }
 
@@ -228,7 +238,9 @@ impl Core {
 
     /// Holds a small file's stored bytes while it is open, so that its readers keep them whatever happens in S3.
     pub(crate) async fn pin(self: &Arc<Self>, file: &Arc<File>) -> Result<(), Errno> {
-        let Some(base) = self.wants_pin(file) else { return Ok(()) };
+        let Some(base) = self.wants_pin(file) else {
+            return Ok(());
+        };
         let bytes = self.chunk(&base, 0).await?;
         let mut state = file.state();
         if state.base.as_ref() == Some(&base) && matches!(state.body, Body::Stored) {
@@ -260,7 +272,9 @@ impl Core {
         let mut draft = Draft::empty();
         for chunk in 0..base.size.div_ceil(CHUNK) {
             let bytes = self.chunk(&base, chunk).await?;
-            draft.write(chunk * CHUNK, &bytes, (!local).then_some(&*self.spill)).map_err(Errno::from)?;
+            draft
+                .write(chunk * CHUNK, &bytes, (!local).then_some(&*self.spill))
+                .map_err(Errno::from)?;
         }
         let mut state = file.state();
         if matches!(state.body, Body::Stored) && state.base.as_ref() == Some(&base) {
@@ -287,7 +301,8 @@ impl Core {
         if dirty {
             // Pages of a shared mapping are written after the last flush.
             let (core, file) = (self.clone(), file.clone());
-            self.rt.spawn(async move { core.uploader.save(&core, &file).await.is_ok() });
+            self.rt
+                .spawn(async move { core.uploader.save(&core, &file).await.is_ok() });
         }
     }
 
@@ -300,7 +315,9 @@ impl Core {
 
     /// The workspace a key belongs to; `None` for the root itself and for files at the top.
     pub(crate) fn workspace_of(&self, tree: &Tree, key: &str) -> Option<String> {
-        let (name, rest) = key.split_once('/').map_or((key, None), |(name, rest)| (name, Some(rest)));
+        let (name, rest) = key
+            .split_once('/')
+            .map_or((key, None), |(name, rest)| (name, Some(rest)));
         let top = tree.child(ROOT, name).ok()??;
         let inode = tree.get(top).ok()?;
         let is_folder = matches!(inode.node, Node::Dir(_)) || rest.is_some();

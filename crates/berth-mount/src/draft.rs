@@ -138,7 +138,9 @@ impl Draft {
     }
 
     fn spill_beyond(&mut self, size: u64, dir: Option<&Path>) -> io::Result<()> {
-        let (Self::Memory(bytes), Some(dir)) = (&*self, dir) else { return Ok(()) };
+        let (Self::Memory(bytes), Some(dir)) = (&*self, dir) else {
+            return Ok(());
+        };
         if size <= SPILL {
             return Ok(());
         }
@@ -153,7 +155,11 @@ impl Draft {
 /// A file without a name in `dir`.
 pub(crate) fn unlinked_file(dir: &Path) -> io::Result<File> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let path = dir.join(format!("draft-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    let path = dir.join(format!(
+        "draft-{}-{}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    ));
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
     std::fs::remove_file(&path)?;
     Ok(file)

@@ -35,7 +35,11 @@ pub(crate) struct Base {
 
 impl From<&berth_store::ObjectInfo> for Base {
     fn from(info: &berth_store::ObjectInfo) -> Self {
-        Self { key: info.key.clone(), etag: info.etag.clone(), size: info.size }
+        Self {
+            key: info.key.clone(),
+            etag: info.etag.clone(),
+            size: info.size,
+        }
     }
 }
 
@@ -127,7 +131,13 @@ impl File {
 
     /// A file just created: empty, and dirty unless it is local-only.
     pub(crate) fn created(ino: Ino, charge: Option<Charge>) -> Arc<Self> {
-        let file = Self::new(ino, Body::Draft(Draft::empty()), None, Times::at(SystemTime::now()), charge);
+        let file = Self::new(
+            ino,
+            Body::Draft(Draft::empty()),
+            None,
+            Times::at(SystemTime::now()),
+            charge,
+        );
         file.state().changed();
         file
     }
@@ -191,8 +201,13 @@ impl FileState {
 
     /// Writes into the draft. Call [`FileState::make_draft`] first.
     pub(crate) fn write(&mut self, offset: u64, data: &[u8], spill: &Path) -> Result<(), Errno> {
-        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= MAX_FILE).ok_or(Errno::EFBIG)?;
-        let Body::Draft(draft) = &mut self.body else { return Err(Errno::EIO) };
+        let end = offset
+            .checked_add(data.len() as u64)
+            .filter(|end| *end <= MAX_FILE)
+            .ok_or(Errno::EFBIG)?;
+        let Body::Draft(draft) = &mut self.body else {
+            return Err(Errno::EIO);
+        };
         if let Some(charge) = &mut self.charge {
             charge.set(end.max(draft.len()))?;
         }
@@ -212,7 +227,9 @@ impl FileState {
             self.body = Body::Draft(Draft::empty());
             self.pinned = None;
         }
-        let Body::Draft(draft) = &mut self.body else { return Err(Errno::EIO) };
+        let Body::Draft(draft) = &mut self.body else {
+            return Err(Errno::EIO);
+        };
         if let Some(charge) = &mut self.charge {
             charge.set(size)?;
         }

@@ -2,130 +2,26 @@
 //!
 //! Here is only translation: what needs no S3 is answered at once, the rest becomes a task that answers when it is done.
 
-use std::{ffi::OsStr, future::Future, io, path::Path, sync::Arc, time::{Duration, SystemTime}};
+use std::{ffi::OsStr, io, path::Path, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 
 use crate::{
-    core::{Core, OpenDir, Opened},
-    file::{Attachment, File},
+    answer::{BerthFs, GENERATION, done, entry_reply, opened, perm},
+    core::{OpenDir, Opened},
     ops::Changes,
-    tree::{Ino, Node, Tree, check_name},
+    tree::{Node, check_name},
 };
 
 /// Bytes of one write request. The session has a buffer of 16 MiB a thread, of which this much is ever touched.
 const MAX_WRITE: u32 = 1 << 20;
-/// Inode numbers are never used twice.
-const GENERATION: Generation = Generation(0);
-
-/// The file system that the session's threads serve.
-#[derive(Debug)]
-pub(crate) struct BerthFs {
-    core: Arc<Core>,
-    ttl: Duration,
-}
-
-/// An answer that can carry an error.
-trait Answer: Send + 'static {
-    fn refuse(self, errno: Errno);
-}
-macro_rules! answers {
-    ($($reply:ty),*) => { $(impl Answer for $reply { fn refuse(self, errno: Errno) { self.error(errno); } })* };
-}
-answers!(ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite);
-
-impl BerthFs {
-    pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self { ttl: core.cfg.dir_ttl, core }
-    }
-
-    /// Answers now.
-    fn now<A: Answer, T>(reply: A, result: Result<T, Errno>, give: impl FnOnce(A, T)) {
-        match result {
-            Ok(value) => give(reply, value),
-            Err(errno) => reply.refuse(errno),
-        }
-    }
-
-    /// Answers when `work` is done; the FUSE thread goes on.
-    fn later<A: Answer, T: Send + 'static>(
-        &self,
-        reply: A,
-        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
-        give: impl FnOnce(A, T) + Send + 'static,
-    ) {
-        self.core.rt.spawn(async move {
-            match work.await {
-                Ok(value) => give(reply, value),
-                Err(errno) => reply.refuse(errno),
-            }
-        });
-    }
-
-    fn tree(&self) -> parking_lot::MutexGuard<'_, Tree> {
-        self.core.tree.lock()
-    }
-
-    fn listing(&self, ino: Ino) -> Result<Arc<Vec<(Arc<str>, Ino)>>, Errno> {
-        let tree = self.tree();
-        let inode = tree.get(ino)?;
-        let mut all: Vec<(Arc<str>, Ino)> = vec![(".".into(), ino), ("..".into(), inode.parent)];
-        all.extend(inode.as_dir()?.children.iter().map(|(name, child)| (name.clone(), *child)));
-        Ok(Arc::new(all))
-    }
-
-    /// The open folder's listing; read again when the reader starts over.
-    fn entries(&self, fh: FileHandle, offset: u64) -> Result<Arc<Vec<(Arc<str>, Ino)>>, Errno> {
-        let dir = self.core.handle_dir(fh.0)?;
-        let mut listing = dir.listing.lock();
-        if offset == 0 {
-            *listing = self.listing(dir.ino)?;
-        }
-        Ok(listing.clone())
-    }
-
-    /// Opens for reading or writing; `Some`: fetch the content first.
-    fn open_file(&self, ino: Ino, flags: OpenFlags) -> Result<(Arc<File>, bool), Errno> {
-        let file = self.tree().file(ino)?;
-        let truncates = flags.0 & libc::O_TRUNC != 0 && flags.acc_mode() != fuser::OpenAccMode::O_RDONLY;
-        {
-            let mut state = file.state();
-            // ESTALE makes the kernel look the name up again and open what is there now.
-            if state.attachment == Attachment::Replaced {
-                return Err(Errno::ESTALE);
-            }
-            state.opens += 1;
-        }
-        if truncates {
-            self.core.truncate_here(&file, 0)?;
-        }
-        let fetch = !truncates && self.core.wants_pin(&file).is_some();
-        Ok((file, fetch))
-    }
-}
-
-fn entry_reply(ttl: Duration) -> impl FnOnce(ReplyEntry, FileAttr) + Send + 'static {
-    move |reply, attr| reply.entry(&ttl, &attr, GENERATION)
-}
-
-fn done(reply: ReplyEmpty, (): ()) {
-    reply.ok();
-}
-
-/// The kernel may keep pages: another content always means another inode.
-fn opened(core: &Core, reply: ReplyOpen, file: Arc<File>) {
-    reply.opened(FileHandle(core.open_handle(Opened::File(file))), FopenFlags::FOPEN_KEEP_CACHE);
-}
-
-fn perm(mode: u32) -> u16 {
-    (mode & 0o7777) as u16
-}
 
 impl Filesystem for BerthFs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -156,7 +52,10 @@ impl Filesystem for BerthFs {
             _ if name.len() > 255 => Err(Errno::ENAMETOOLONG),
             Ok(Some(ino)) => self.core.entry(&mut tree, ino),
             // Number 0 says "not there, and remember that": the feed ends it.
-            Ok(None) => tree.attr(crate::tree::ROOT).map(|attr| FileAttr { ino: INodeNo(0), ..attr }),
+            Ok(None) => tree.attr(crate::tree::ROOT).map(|attr| FileAttr {
+                ino: INodeNo(0),
+                ..attr
+            }),
             Err(errno) => Err(errno),
         };
         drop(tree);
@@ -173,12 +72,29 @@ impl Filesystem for BerthFs {
     }
 
     fn setattr(
-        &self, _req: &Request, ino: INodeNo, mode: Option<u32>, _uid: Option<u32>, _gid: Option<u32>, size: Option<u64>, atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>, _ctime: Option<SystemTime>, fh: Option<FileHandle>, _crtime: Option<SystemTime>, _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>, _flags: Option<BsdFileFlags>, reply: ReplyAttr,
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
     ) {
         let (core, ttl) = (self.core.clone(), self.ttl);
-        let changes = Changes { perm: mode.map(perm), atime, mtime };
+        let changes = Changes {
+            perm: mode.map(perm),
+            atime,
+            mtime,
+        };
         let give = move |reply: ReplyAttr, attr: FileAttr| reply.attr(&ttl, &attr);
         // The usual ones, on a file being written, need no S3.
         let resized = match size {
@@ -192,10 +108,14 @@ impl Filesystem for BerthFs {
                 Err(errno) => return reply.error(errno),
                 Ok(None) => return Self::now(reply, self.tree().attr(ino.0), give),
                 Ok(Some(app)) => {
-                    return self.later(reply, async move {
-                        core.index.commit(&core, &app).await?;
-                        core.tree.lock().attr(ino.0)
-                    }, give);
+                    return self.later(
+                        reply,
+                        async move {
+                            core.index.commit(&core, &app).await?;
+                            core.tree.lock().attr(ino.0)
+                        },
+                        give,
+                    );
                 }
             },
             Ok(None) => {}
@@ -225,7 +145,16 @@ impl Filesystem for BerthFs {
         }
     }
 
-    fn mknod(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, _rdev: u32, reply: ReplyEntry) {
+    fn mknod(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
         let kind = match mode & libc::S_IFMT {
             libc::S_IFREG | 0 => FileType::RegularFile,
             libc::S_IFIFO => FileType::NamedPipe,
@@ -237,7 +166,11 @@ impl Filesystem for BerthFs {
             Err(errno) => return reply.error(errno),
         };
         let core = self.core.clone();
-        self.later(reply, async move { core.mknod(parent.0, &name, kind, perm(mode)).await }, entry_reply(self.ttl));
+        self.later(
+            reply,
+            async move { core.mknod(parent.0, &name, kind, perm(mode)).await },
+            entry_reply(self.ttl),
+        );
     }
 
     fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
@@ -246,23 +179,35 @@ impl Filesystem for BerthFs {
             Err(errno) => return reply.error(errno),
         };
         let core = self.core.clone();
-        self.later(reply, async move { core.mkdir(parent.0, &name, perm(mode)).await }, entry_reply(self.ttl));
+        self.later(
+            reply,
+            async move { core.mkdir(parent.0, &name, perm(mode)).await },
+            entry_reply(self.ttl),
+        );
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Ok(name) = check_name(name).map(str::to_owned) else { return reply.error(Errno::ENOENT) };
+        let Ok(name) = check_name(name).map(str::to_owned) else {
+            return reply.error(Errno::ENOENT);
+        };
         match self.core.unlink_here(parent.0, &name) {
             Err(errno) => reply.error(errno),
             Ok(None) => reply.ok(),
             Ok(Some(file)) => {
                 let core = self.core.clone();
-                self.later(reply, async move { core.unlink_stored(parent.0, &name, &file).await }, done);
+                self.later(
+                    reply,
+                    async move { core.unlink_stored(parent.0, &name, &file).await },
+                    done,
+                );
             }
         }
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Ok(name) = check_name(name).map(str::to_owned) else { return reply.error(Errno::ENOENT) };
+        let Ok(name) = check_name(name).map(str::to_owned) else {
+            return reply.error(Errno::ENOENT);
+        };
         let core = self.core.clone();
         self.later(reply, async move { core.rmdir(parent.0, &name).await }, done);
     }
@@ -274,16 +219,33 @@ impl Filesystem for BerthFs {
             (_, None) => return reply.error(Errno::EILSEQ),
         };
         let core = self.core.clone();
-        self.later(reply, async move { core.symlink(parent.0, &name, &target).await }, entry_reply(self.ttl));
+        self.later(
+            reply,
+            async move { core.symlink(parent.0, &name, &target).await },
+            entry_reply(self.ttl),
+        );
     }
 
-    fn rename(&self, _req: &Request, parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr, flags: RenameFlags, reply: ReplyEmpty) {
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
         let (name, new_name) = match (check_name(name), check_name(newname)) {
             (Ok(name), Ok(new_name)) => (name.to_owned(), new_name.to_owned()),
             (Err(errno), _) | (_, Err(errno)) => return reply.error(errno),
         };
         let core = self.core.clone();
-        self.later(reply, async move { core.rename(parent.0, &name, newparent.0, &new_name, flags).await }, done);
+        self.later(
+            reply,
+            async move { core.rename(parent.0, &name, newparent.0, &new_name, flags).await },
+            done,
+        );
     }
 
     fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
@@ -315,7 +277,17 @@ impl Filesystem for BerthFs {
         }
     }
 
-    fn read(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, size: u32, _flags: OpenFlags, _owner: Option<LockOwner>, reply: ReplyData) {
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
         let core = self.core.clone();
         let file = match core.handle_file(fh.0) {
             Ok(file) => file,
@@ -324,17 +296,32 @@ impl Filesystem for BerthFs {
         let give = |reply: ReplyData, bytes: Bytes| reply.data(&bytes);
         match core.read_here(&file, offset, size as usize) {
             Some(result) => Self::now(reply, result, give),
-            None => self.later(reply, async move { core.read(&file, offset, size as usize).await }, give),
+            None => self.later(
+                reply,
+                async move { core.read(&file, offset, size as usize).await },
+                give,
+            ),
         }
     }
 
     fn write(
-        &self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, data: &[u8], _write_flags: WriteFlags, _flags: OpenFlags,
-        _owner: Option<LockOwner>, reply: ReplyWrite,
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
     ) {
         let core = self.core.clone();
         let len = data.len() as u32;
-        match core.handle_file(fh.0).and_then(|file| Ok((core.write_here(&file, offset, data)?, file))) {
+        match core
+            .handle_file(fh.0)
+            .and_then(|file| Ok((core.write_here(&file, offset, data)?, file)))
+        {
             Err(errno) => reply.error(errno),
             Ok((Some(()), _)) => reply.written(len),
             Ok((None, file)) => {
@@ -360,7 +347,16 @@ impl Filesystem for BerthFs {
         }
     }
 
-    fn release(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, _owner: Option<LockOwner>, _flush: bool, reply: ReplyEmpty) {
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
         if let Some(Opened::File(file)) = self.core.close_handle(fh.0) {
             self.core.closed(&file);
         }
@@ -385,7 +381,9 @@ impl Filesystem for BerthFs {
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let listing = Mutex::new(Arc::default());
-        let fh = self.core.open_handle(Opened::Dir(Arc::new(OpenDir { ino: ino.0, listing })));
+        let fh = self
+            .core
+            .open_handle(Opened::Dir(Arc::new(OpenDir { ino: ino.0, listing })));
         reply.opened(FileHandle(fh), FopenFlags::empty());
     }
 
@@ -445,7 +443,16 @@ impl Filesystem for BerthFs {
         reply.statfs(blocks, blocks, blocks, 1 << 40, 1 << 40, 4096, 255, 4096);
     }
 
-    fn setxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _value: &[u8], _flags: i32, _position: u32, reply: ReplyEmpty) {
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -467,16 +474,52 @@ impl Filesystem for BerthFs {
         reply.error(Errno::ENOSYS);
     }
 
-    fn create(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, _flags: i32, reply: ReplyCreate) {
+    fn create(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
         let made = check_name(name).and_then(|name| self.core.create(parent.0, name, perm(mode)));
-        Self::now(reply, made, |reply, (attr, fh)| reply.created(&self.ttl, &attr, GENERATION, FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE));
+        Self::now(reply, made, |reply, (attr, fh)| {
+            reply.created(
+                &self.ttl,
+                &attr,
+                GENERATION,
+                FileHandle(fh),
+                FopenFlags::FOPEN_KEEP_CACHE,
+            )
+        });
     }
 
-    fn ioctl(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _flags: IoctlFlags, _cmd: u32, _in: &[u8], _out_size: u32, reply: ReplyIoctl) {
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
         reply.error(Errno::ENOTTY);
     }
 
-    fn fallocate(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
         // Only the plain form: make the file at least so long.
         if mode != 0 {
             return reply.error(Errno::EOPNOTSUPP);
@@ -486,7 +529,9 @@ impl Filesystem for BerthFs {
             Ok(file) => file,
             Err(errno) => return reply.error(errno),
         };
-        let Some(end) = offset.checked_add(length) else { return reply.error(Errno::EFBIG) };
+        let Some(end) = offset.checked_add(length) else {
+            return reply.error(Errno::EFBIG);
+        };
         if file.state().size() >= end {
             return reply.ok();
         }
@@ -499,8 +544,17 @@ impl Filesystem for BerthFs {
     }
 
     fn copy_file_range(
-        &self, _req: &Request, _ino_in: INodeNo, _fh_in: FileHandle, _offset_in: u64, _ino_out: INodeNo, _fh_out: FileHandle, _offset_out: u64,
-        _len: u64, _flags: CopyFileRangeFlags, reply: ReplyWrite,
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
     ) {
         // The kernel copies through the page cache instead.
         reply.error(Errno::ENOSYS);

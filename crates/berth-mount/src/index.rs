@@ -86,7 +86,9 @@ impl IndexWriter {
         let state = self.app(app);
         let mut written = state.turn.lock().await;
         let key = index::key(app);
-        let Some(there) = core.store.head(&key).await? else { return Ok(()) };
+        let Some(there) = core.store.head(&key).await? else {
+            return Ok(());
+        };
         if written.etag.as_deref() == Some(&*there.etag) {
             return Ok(());
         }
@@ -95,7 +97,11 @@ impl IndexWriter {
             other => other?,
         };
         let parsed = WorkspaceIndex::parse(&bytes);
-        *written = Written { bytes: Some(bytes.to_vec()), etag: Some(got.etag), foreign: parsed.is_err() };
+        *written = Written {
+            bytes: Some(bytes.to_vec()),
+            etag: Some(got.etag),
+            foreign: parsed.is_err(),
+        };
         match parsed {
             Ok(index) => core.show_index(app, &index, got.modified),
             Err(error) => tracing::warn!(key, %error, "modes, links and empty folders of the workspace are not shown"),
@@ -123,15 +129,25 @@ impl IndexWriter {
         if let Some(ino) = derived.needs_marker {
             put_marker(core, ino, app).await?;
         }
-        let bytes = derived.index.filter(|index| !index.entries.is_empty()).map(|index| index.to_bytes());
+        let bytes = derived
+            .index
+            .filter(|index| !index.entries.is_empty())
+            .map(|index| index.to_bytes());
         if bytes != written.bytes {
             if written.foreign {
-                tracing::warn!(key, "the index is of a newer Berth; modes, links and empty folders cannot be stored");
+                tracing::warn!(
+                    key,
+                    "the index is of a newer Berth; modes, links and empty folders cannot be stored"
+                );
                 return Err(Errno::EROFS);
             }
             core.wrote(&key);
             let result = match &bytes {
-                Some(bytes) => core.store.put(&key, bytes.clone().into(), Precondition::None).await.map(|info| Some(info.etag)),
+                Some(bytes) => core
+                    .store
+                    .put(&key, bytes.clone().into(), Precondition::None)
+                    .await
+                    .map(|info| Some(info.etag)),
                 None => core.store.delete(&key).await.map(|()| None),
             };
             written.etag = result.map_err(|e| core.failed("cannot write the index; tried again", &key, &e))?;
@@ -166,7 +182,11 @@ impl IndexWriter {
             let _ = tokio::time::timeout(Duration::from_secs(1), core.index.wake.notified()).await;
             tokio::time::sleep(DEBOUNCE).await;
             let failed = core.index.commit_all(&core).await;
-            pause = if failed == 0 { REST } else { Duration::from_secs(10).min(pause * 2) };
+            pause = if failed == 0 {
+                REST
+            } else {
+                Duration::from_secs(10).min(pause * 2)
+            };
             tokio::time::sleep(pause).await;
         }
     }
@@ -176,7 +196,10 @@ impl IndexWriter {
 pub(crate) async fn put_marker(core: &Core, ino: Ino, key: &str) -> Result<(), Errno> {
     let marker = format!("{key}/");
     core.wrote(&marker);
-    core.store.put(&marker, bytes::Bytes::new(), Precondition::None).await.map_err(|e| core.failed("cannot make the folder", &marker, &e))?;
+    core.store
+        .put(&marker, bytes::Bytes::new(), Precondition::None)
+        .await
+        .map_err(|e| core.failed("cannot make the folder", &marker, &e))?;
     if let Ok(dir) = core.tree.lock().dir_mut(ino) {
         dir.marker = true;
     }
@@ -184,8 +207,14 @@ pub(crate) async fn put_marker(core: &Core, ino: Ino, key: &str) -> Result<(), E
 }
 
 fn derive(tree: &Tree, app: &str) -> Derived {
-    let mut derived = Derived { index: None, needs_marker: None, dirs: Vec::new() };
-    let Some(top) = tree.child(ROOT, app).ok().flatten() else { return derived };
+    let mut derived = Derived {
+        index: None,
+        needs_marker: None,
+        dirs: Vec::new(),
+    };
+    let Some(top) = tree.child(ROOT, app).ok().flatten() else {
+        return derived;
+    };
     let Ok(inode) = tree.get(top) else { return derived };
     let Node::Dir(dir) = &inode.node else { return derived };
     if inode.local {
@@ -228,7 +257,12 @@ pub(crate) fn entry_of(tree: &Tree, ino: Ino) -> Option<IndexEntry> {
     let inode = tree.get(ino).ok()?;
     let mtime = |times: crate::tree::Times| times.explicit.then(|| to_nanos(times.mtime));
     let (mut entry, times, default, always) = match &inode.node {
-        Node::Dir(dir) => (IndexEntry::dir(), inode.times, DIR_PERM, !tree.has_stored_children(dir) && !dir.marker),
+        Node::Dir(dir) => (
+            IndexEntry::dir(),
+            inode.times,
+            DIR_PERM,
+            !tree.has_stored_children(dir) && !dir.marker,
+        ),
         Node::File(file) => (IndexEntry::file(), file.state().times, FILE_PERM, false),
         Node::Symlink(target) => (IndexEntry::symlink(target), inode.times, inode.perm, true),
         Node::Special(_) => return None,
@@ -248,7 +282,11 @@ pub(crate) fn to_nanos(time: SystemTime) -> i64 {
 
 pub(crate) fn from_nanos(nanos: i64) -> SystemTime {
     let distance = Duration::from_nanos(nanos.unsigned_abs());
-    if nanos < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
+    if nanos < 0 {
+        UNIX_EPOCH - distance
+    } else {
+        UNIX_EPOCH + distance
+    }
 }
 
 /// Whether an entry is of a file; those of files without an object are left over.

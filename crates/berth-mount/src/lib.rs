@@ -18,6 +18,7 @@
 //!
 //! Not here: hard links, owners and extended attributes (a bucket has none), and locks (the kernel keeps them on this host).
 
+mod answer;
 mod cache;
 mod core;
 mod draft;
@@ -90,7 +91,9 @@ pub struct Pending {
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// The kernel's FUSE device cannot be opened.
-    #[error("cannot open /dev/fuse; load the kernel module (`modprobe fuse`), run as root, or give the container the device")]
+    #[error(
+        "cannot open /dev/fuse; load the kernel module (`modprobe fuse`), run as root, or give the container the device"
+    )]
     NoFuse {
         /// The system's error.
         #[source]

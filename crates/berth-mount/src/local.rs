@@ -25,19 +25,33 @@ pub(crate) struct LocalBudget {
 
 impl LocalBudget {
     pub(crate) fn new(max: u64) -> Arc<Self> {
-        Arc::new(Self { max, files: AtomicU64::new(0), bytes: AtomicU64::new(0) })
+        Arc::new(Self {
+            max,
+            files: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        })
     }
 
     pub(crate) fn usage(&self) -> LocalUsage {
-        LocalUsage { files: self.files.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
+        LocalUsage {
+            files: self.files.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// Opens the account of one more file.
     pub(crate) fn open(self: &Arc<Self>) -> Result<Charge, Errno> {
         let files = self.files.fetch_add(1, Ordering::Relaxed) + 1;
         // Born before the check, so that a refusal gives the count back.
-        let charge = Charge { budget: self.clone(), bytes: 0 };
-        if self.bytes.load(Ordering::Relaxed) + files * PER_FILE > self.max { Err(Errno::ENOSPC) } else { Ok(charge) }
+        let charge = Charge {
+            budget: self.clone(),
+            bytes: 0,
+        };
+        if self.bytes.load(Ordering::Relaxed) + files * PER_FILE > self.max {
+            Err(Errno::ENOSPC)
+        } else {
+            Ok(charge)
+        }
     }
 }
 
@@ -57,8 +71,14 @@ impl Charge {
         if bytes > self.bytes {
             let more = bytes - self.bytes;
             let files = self.budget.files.load(Ordering::Relaxed);
-            let fits = |held: u64| held.checked_add(more).filter(|all| all.saturating_add(files * PER_FILE) <= self.budget.max);
-            self.budget.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| Errno::ENOSPC)?;
+            let fits = |held: u64| {
+                held.checked_add(more)
+                    .filter(|all| all.saturating_add(files * PER_FILE) <= self.budget.max)
+            };
+            self.budget
+                .bytes
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+                .map_err(|_| Errno::ENOSPC)?;
         } else {
             self.budget.bytes.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
         }

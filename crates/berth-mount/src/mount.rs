@@ -24,9 +24,9 @@ use nix::{
 
 use crate::{
     LocalUsage, MountConfig, MountError, Pending,
+    answer::BerthFs,
     cache::Contents,
     core::Core,
-    fs::BerthFs,
     index::IndexWriter,
     kernel::{self, KernelNotices, Notice},
     upload::Uploader,
@@ -65,7 +65,10 @@ impl Mount {
     pub async fn start(cfg: MountConfig, store: Store) -> Result<Mount, MountError> {
         let mountpoint = prepare(&cfg.mountpoint)?;
         let device = open_device()?;
-        let folder = |source| MountError::CacheDir { path: cfg.cache_dir.clone(), source };
+        let folder = |source| MountError::CacheDir {
+            path: cfg.cache_dir.clone(),
+            source,
+        };
         let spill = cfg.cache_dir.join("drafts");
         std::fs::create_dir_all(&spill).map_err(folder)?;
         let contents = Contents::open(&cfg.cache_dir, cfg.cache_max).map_err(folder)?;
@@ -78,7 +81,9 @@ impl Mount {
         let served = core.clone();
         let started = tokio::task::spawn_blocking(move || serve(served, &mountpoint, device, receiver));
         let (mountpoint, connection, session, thread) = started.await.unwrap_or_else(|panic| {
-            Err(MountError::Session { source: io::Error::other(panic.to_string()) })
+            Err(MountError::Session {
+                source: io::Error::other(panic.to_string()),
+            })
         })?;
         let tasks = vec![
             tokio::spawn(Uploader::tend(core.clone())),
@@ -86,7 +91,16 @@ impl Mount {
             tokio::spawn(core.clone().follow(feed)),
         ];
         tracing::info!(mountpoint = %mountpoint.display(), bucket = core.store.bucket(), "mounted");
-        Ok(Mount { live: Some(Live { mountpoint, connection, session, notices: thread, tasks }), core })
+        Ok(Mount {
+            live: Some(Live {
+                mountpoint,
+                connection,
+                session,
+                notices: thread,
+                tasks,
+            }),
+            core,
+        })
     }
 
     /// Uploads what is pending, unmounts, ends the threads.
@@ -100,7 +114,9 @@ impl Mount {
         let Some(live) = self.live.take() else { return Ok(()) };
         let mountpoint = live.mountpoint.clone();
         let blocking = tokio::task::spawn_blocking(move || unmount(&mountpoint));
-        let unmounted = blocking.await.unwrap_or_else(|panic| Err(io::Error::other(panic.to_string())));
+        let unmounted = blocking
+            .await
+            .unwrap_or_else(|panic| Err(io::Error::other(panic.to_string())));
         let files = self.core.uploader.drain(&self.core).await;
         let indexes = self.core.index.commit_all(&self.core).await;
         self.core.ended.store(true, Ordering::Relaxed);
@@ -110,7 +126,10 @@ impl Mount {
         if let Err(panic) = ended.await {
             tracing::warn!(%panic, "a thread of the mount did not end well");
         }
-        unmounted.map_err(|source| MountError::Unmount { path: mountpoint, source })?;
+        unmounted.map_err(|source| MountError::Unmount {
+            path: mountpoint,
+            source,
+        })?;
         if files + indexes > 0 {
             return Err(MountError::Unsaved { files, indexes });
         }
@@ -191,8 +210,17 @@ fn serve(
         nix::unistd::getgid()
     );
     let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
-    nix::mount::mount(Some("berth"), mountpoint, Some("fuse.berth"), flags, Some(options.as_str()))
-        .map_err(|errno| MountError::Mount { path: mountpoint.to_owned(), source: errno.into() })?;
+    nix::mount::mount(
+        Some("berth"),
+        mountpoint,
+        Some("fuse.berth"),
+        flags,
+        Some(options.as_str()),
+    )
+    .map_err(|errno| MountError::Mount {
+        path: mountpoint.to_owned(),
+        source: errno.into(),
+    })?;
     let started = || {
         let mut config = Config::default();
         config.acl = SessionACL::All;
@@ -213,18 +241,30 @@ fn serve(
 }
 
 fn open_device() -> Result<OwnedFd, MountError> {
-    let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(DEVICE);
-    opened.map(OwnedFd::from).map_err(|source| MountError::NoFuse { source })
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(DEVICE);
+    opened
+        .map(OwnedFd::from)
+        .map_err(|source| MountError::NoFuse { source })
 }
 
 /// Makes the mountpoint ready; its absolute path.
 fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
     clear_stale(mountpoint)?;
-    let failed = |source| MountError::Mountpoint { path: mountpoint.to_owned(), source };
+    let failed = |source| MountError::Mountpoint {
+        path: mountpoint.to_owned(),
+        source,
+    };
     std::fs::create_dir_all(mountpoint).map_err(failed)?;
     let path = mountpoint.canonicalize().map_err(failed)?;
     match mounted_at(&path) {
-        Some(mounted) => Err(MountError::AlreadyMounted { path, what: mounted.source }),
+        Some(mounted) => Err(MountError::AlreadyMounted {
+            path,
+            what: mounted.source,
+        }),
         None => Ok(path),
     }
 }
@@ -248,11 +288,14 @@ fn unmount(mountpoint: &Path) -> io::Result<()> {
 pub fn clear_stale(mountpoint: &Path) -> Result<bool, MountError> {
     let mut cleared = false;
     // Several daemons may have died one after the other.
-    while let Err(error) = std::fs::metadata(mountpoint) {
-        match error.raw_os_error() {
-            Some(libc::ENOTCONN | libc::ECONNABORTED) => {
-                umount2(mountpoint, MntFlags::MNT_DETACH)
-                    .map_err(|errno| MountError::Unmount { path: mountpoint.to_owned(), source: errno.into() })?;
+    // statfs always asks the daemon; a stat is answered from what the kernel remembers of it.
+    while let Err(errno) = nix::sys::statfs::statfs(mountpoint) {
+        match errno {
+            Errno::ENOTCONN | Errno::ECONNABORTED => {
+                umount2(mountpoint, MntFlags::MNT_DETACH).map_err(|errno| MountError::Unmount {
+                    path: mountpoint.to_owned(),
+                    source: errno.into(),
+                })?;
                 tracing::info!(mountpoint = %mountpoint.display(), "removed a dead mount");
                 cleared = true;
             }
@@ -276,7 +319,10 @@ fn mounted_at(path: &Path) -> Option<Mounted> {
         let (device, target) = (fields.get(2)?, fields.get(4)?);
         let source = fields.iter().skip_while(|field| **field != "-").nth(1)?;
         let minor = device.split_once(':')?.1.to_owned();
-        (unescape(target) == wanted).then(|| Mounted { source: (*source).to_owned(), minor })
+        (unescape(target) == wanted).then(|| Mounted {
+            source: (*source).to_owned(),
+            minor,
+        })
     })
 }
 
@@ -285,7 +331,10 @@ fn unescape(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
-        let octal = (first == b'\\').then(|| after.get(..3)).flatten().and_then(|digits| std::str::from_utf8(digits).ok());
+        let octal = (first == b'\\')
+            .then(|| after.get(..3))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok());
         match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(byte) => {
                 out.push(byte);

@@ -12,7 +12,7 @@ use crate::{
     file::{Attachment, Body, File},
     index::{entry_of, put_marker},
     remote::refuse_hidden,
-    tree::{DIR_PERM, Dir, FILE_PERM, Ino, Node, ROOT, Times, Tree},
+    tree::{DIR_PERM, Dir, FILE_PERM, Ino, Look, Node, ROOT, Times, Tree},
 };
 
 /// What `setattr` may change.
@@ -38,7 +38,9 @@ impl Core {
 
     /// A name was added to or removed from `parent`: its time changes, and perhaps what the index says of it.
     pub(crate) fn dir_changed(&self, tree: &mut Tree, parent: Ino) {
-        let Ok(before) = tree.get(parent).map(|inode| inode.times.explicit) else { return };
+        let Ok(before) = tree.get(parent).map(|inode| inode.times.explicit) else {
+            return;
+        };
         tree.touch_dir(parent);
         let Ok(inode) = tree.get(parent) else { return };
         let Ok(dir) = inode.as_dir() else { return };
@@ -61,7 +63,17 @@ impl Core {
         let charge = if local { Some(self.budget.open()?) } else { None };
         let ino = tree.number();
         let file = File::created(ino, charge);
-        tree.insert(ino, parent, name, local, perm, Times::at(SystemTime::now()), Node::File(file.clone()))?;
+        tree.insert(
+            ino,
+            parent,
+            name,
+            Look {
+                local,
+                perm,
+                times: Times::at(SystemTime::now()),
+            },
+            Node::File(file.clone()),
+        )?;
         self.dir_changed(tree, parent);
         if !local {
             self.uploader.enlist(&file);
@@ -82,7 +94,13 @@ impl Core {
     }
 
     /// `mknod` of a plain file (stored before the answer, since no close will come), or of a FIFO or socket in a local path.
-    pub(crate) async fn mknod(self: &Arc<Self>, parent: Ino, name: &str, kind: FileType, perm: u16) -> Result<FileAttr, Errno> {
+    pub(crate) async fn mknod(
+        self: &Arc<Self>,
+        parent: Ino,
+        name: &str,
+        kind: FileType,
+        perm: u16,
+    ) -> Result<FileAttr, Errno> {
         if kind == FileType::RegularFile {
             let file = self.create_file(&mut self.tree.lock(), parent, name, perm)?;
             self.uploader.save(self, &file).await?;
@@ -94,7 +112,17 @@ impl Core {
             return Err(Errno::EPERM);
         }
         let ino = tree.number();
-        tree.insert(ino, parent, name, true, perm, Times::at(SystemTime::now()), Node::Special(kind))?;
+        tree.insert(
+            ino,
+            parent,
+            name,
+            Look {
+                local: true,
+                perm,
+                times: Times::at(SystemTime::now()),
+            },
+            Node::Special(kind),
+        )?;
         self.dir_changed(&mut tree, parent);
         self.entry(&mut tree, ino)
     }
@@ -106,12 +134,26 @@ impl Core {
             let mut tree = self.tree.lock();
             let (key, local) = self.new_name(&tree, parent, name, Shape::Dir)?;
             let ino = tree.number();
-            tree.insert(ino, parent, name, local, perm, Times::at(SystemTime::now()), Node::Dir(Dir::default()))?;
+            tree.insert(
+                ino,
+                parent,
+                name,
+                Look {
+                    local,
+                    perm,
+                    times: Times::at(SystemTime::now()),
+                },
+                Node::Dir(Dir::default()),
+            )?;
             self.dir_changed(&mut tree, parent);
             (ino, key, local)
         };
         if !local {
-            let stored = if parent == ROOT { put_marker(self, ino, &key).await } else { self.commit_index(ino).await };
+            let stored = if parent == ROOT {
+                put_marker(self, ino, &key).await
+            } else {
+                self.commit_index(ino).await
+            };
             if let Err(errno) = stored {
                 self.tree.lock().detach(ino, Attachment::Unlinked);
                 return Err(errno);
@@ -154,7 +196,17 @@ impl Core {
                 return Err(Errno::EPERM);
             }
             let ino = tree.number();
-            tree.insert(ino, parent, name, local, 0o777, Times::at(SystemTime::now()), Node::Symlink(target.to_owned()))?;
+            tree.insert(
+                ino,
+                parent,
+                name,
+                Look {
+                    local,
+                    perm: 0o777,
+                    times: Times::at(SystemTime::now()),
+                },
+                Node::Symlink(target.to_owned()),
+            )?;
             self.dir_changed(&mut tree, parent);
             (ino, local)
         };
@@ -191,14 +243,22 @@ impl Core {
     }
 
     /// Removes a stored file, the object first.
-    pub(crate) async fn unlink_stored(self: &Arc<Self>, parent: Ino, name: &str, file: &Arc<File>) -> Result<(), Errno> {
+    pub(crate) async fn unlink_stored(
+        self: &Arc<Self>,
+        parent: Ino,
+        name: &str,
+        file: &Arc<File>,
+    ) -> Result<(), Errno> {
         let _no_folder_moves = self.moves.read().await;
         let _turn = file.upload.lock().await;
         self.keep_for_readers(file).await?;
         let base = file.state().base.clone();
         if let Some(base) = base {
             self.wrote(&base.key);
-            self.store.delete(&base.key).await.map_err(|e| self.failed("cannot remove", &base.key, &e))?;
+            self.store
+                .delete(&base.key)
+                .await
+                .map_err(|e| self.failed("cannot remove", &base.key, &e))?;
             self.wrote(&base.key);
         }
         let mut tree = self.tree.lock();
@@ -236,7 +296,10 @@ impl Core {
         if let Some(key) = marker {
             let marker = format!("{key}/");
             self.wrote(&marker);
-            self.store.delete(&marker).await.map_err(|e| self.failed("cannot remove", &marker, &e))?;
+            self.store
+                .delete(&marker)
+                .await
+                .map_err(|e| self.failed("cannot remove", &marker, &e))?;
         }
         let mut tree = self.tree.lock();
         self.touch_index(&tree, ino);
@@ -281,7 +344,11 @@ impl Core {
         }
         self.truncate_here(file, size)?.ok_or(Errno::EIO)?;
         // Without a descriptor no close will come that saves it.
-        if open { Ok(()) } else { self.uploader.save(self, file).await }
+        if open {
+            Ok(())
+        } else {
+            self.uploader.save(self, file).await
+        }
     }
 
     /// Cuts or lengthens if that needs no request; `None` if the content must be fetched first.

@@ -21,7 +21,7 @@ use crate::{
     file::{Attachment, File},
     index::{from_nanos, is_file},
     kernel::Notice,
-    tree::{DIR_PERM, Dir, FILE_PERM, Ino, Node, ROOT, Times, Tree},
+    tree::{DIR_PERM, Dir, FILE_PERM, Ino, Look, Node, ROOT, Times, Tree},
 };
 
 /// Everything below is Berth's own.
@@ -78,7 +78,7 @@ impl Core {
     async fn on_change(self: &Arc<Self>, change: Change) {
         let key = change.key();
         if let Some(app) = index::workspace_of_key(key) {
-            return self.on_index_change(&app.to_owned(), &change).await;
+            return self.on_index_change(app, &change).await;
         }
         if is_hidden(key) || self.is_known(&change) {
             return;
@@ -112,8 +112,13 @@ impl Core {
         match change {
             Change::Put(info) => match tree.find(&info.key) {
                 _ if self.uploader.is_buried(&info.key) => true,
-                Some(ino) if info.key.ends_with('/') => tree.get(ino).and_then(|i| i.as_dir().map(|dir| dir.marker)).unwrap_or(false),
-                Some(ino) => tree.file(ino).is_ok_and(|file| file.state().base.as_ref().is_some_and(|base| base.etag == info.etag)),
+                Some(ino) if info.key.ends_with('/') => tree
+                    .get(ino)
+                    .and_then(|i| i.as_dir().map(|dir| dir.marker))
+                    .unwrap_or(false),
+                Some(ino) => tree
+                    .file(ino)
+                    .is_ok_and(|file| file.state().base.as_ref().is_some_and(|base| base.etag == info.etag)),
                 None => false,
             },
             Change::Deleted { key } => tree.find(key).is_none(),
@@ -147,20 +152,31 @@ impl Core {
 
     /// Compares the whole bucket with the tree.
     async fn relist(self: &Arc<Self>) -> Result<(), StoreError> {
-        let objects: HashMap<String, ObjectInfo> = self.store.list("").await?.into_iter().map(|info| (info.key.clone(), info)).collect();
+        let objects: HashMap<String, ObjectInfo> = self
+            .store
+            .list("")
+            .await?
+            .into_iter()
+            .map(|info| (info.key.clone(), info))
+            .collect();
         let mut doubtful: Vec<String> = {
             let tree = self.tree.lock();
             let files = tree.below(ROOT).into_iter().filter_map(|ino| tree.file(ino).ok());
-            files.filter_map(|file| file.state().base.as_ref().map(|base| base.key.clone())).filter(|key| !objects.contains_key(key)).collect()
+            files
+                .filter_map(|file| file.state().base.as_ref().map(|base| base.key.clone()))
+                .filter(|key| !objects.contains_key(key))
+                .collect()
         };
         for (key, info) in objects {
             if let Some(app) = index::workspace_of_key(&key) {
-                self.on_index_change(&app.to_owned(), &Change::Put(info)).await;
+                self.on_index_change(app, &Change::Put(info)).await;
             } else if !is_hidden(&key) && !self.is_known(&Change::Put(info)) {
                 doubtful.push(key);
             }
         }
-        futures::stream::iter(doubtful).for_each_concurrent(8, |key| async move { self.reconcile(&key).await }).await;
+        futures::stream::iter(doubtful)
+            .for_each_concurrent(8, |key| async move { self.reconcile(&key).await })
+            .await;
         Ok(())
     }
 
@@ -192,8 +208,22 @@ impl Core {
                         tree.detach(file, Attachment::Replaced);
                     }
                     let ino = tree.number();
-                    tree.insert(ino, at, name, false, DIR_PERM, Times::at(time), Node::Dir(Dir::default())).ok()?;
-                    notices.push(Notice::Entry { parent: at, name: name.into() });
+                    tree.insert(
+                        ino,
+                        at,
+                        name,
+                        Look {
+                            local: false,
+                            perm: DIR_PERM,
+                            times: Times::at(time),
+                        },
+                        Node::Dir(Dir::default()),
+                    )
+                    .ok()?;
+                    notices.push(Notice::Entry {
+                        parent: at,
+                        name: name.into(),
+                    });
                     ino
                 }
             };
@@ -220,7 +250,9 @@ impl Core {
             return;
         }
         let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let Some(parent) = self.folder(tree, above, info.modified, notices) else { return };
+        let Some(parent) = self.folder(tree, above, info.modified, notices) else {
+            return;
+        };
         let perm = match tree.child(parent, name).ok().flatten() {
             None => FILE_PERM,
             Some(ino) => match self.make_room(tree, ino, info) {
@@ -231,13 +263,29 @@ impl Core {
         let ino = tree.number();
         let times = Times::at(info.modified);
         let node = Node::File(File::stored(ino, info.into(), times));
-        if tree.insert(ino, parent, name, false, perm, times, node).is_ok() {
+        if tree
+            .insert(
+                ino,
+                parent,
+                name,
+                Look {
+                    local: false,
+                    perm,
+                    times,
+                },
+                node,
+            )
+            .is_ok()
+        {
             if let Ok(inode) = tree.get_mut(parent)
                 && !inode.times.explicit
             {
                 inode.times.mtime = inode.times.mtime.max(info.modified);
             }
-            notices.push(Notice::Entry { parent, name: name.into() });
+            notices.push(Notice::Entry {
+                parent,
+                name: name.into(),
+            });
         }
     }
 
@@ -246,13 +294,21 @@ impl Core {
         let inode = tree.get(ino).ok()?;
         let perm = match &inode.node {
             Node::Dir(_) => {
-                tracing::warn!(key = info.key, "an object has the name of a folder; the object is not shown");
+                tracing::warn!(
+                    key = info.key,
+                    "an object has the name of a folder; the object is not shown"
+                );
                 return None;
             }
             Node::Symlink(_) | Node::Special(_) => FILE_PERM,
             Node::File(file) => {
                 let mut state = file.state();
-                if state.base.as_ref().is_some_and(|base| base.etag == info.etag && base.key == info.key) || state.is_local() {
+                if state
+                    .base
+                    .as_ref()
+                    .is_some_and(|base| base.etag == info.etag && base.key == info.key)
+                    || state.is_local()
+                {
                     return None;
                 }
                 if state.is_dirty() {
@@ -290,7 +346,11 @@ impl Core {
                 }
                 drop(state);
                 tree.detach(ino, Attachment::Unlinked);
-                notices.push(Notice::Deleted { parent, child: ino, name });
+                notices.push(Notice::Deleted {
+                    parent,
+                    child: ino,
+                    name,
+                });
                 self.prune(tree, parent, notices);
             }
             _ => {}
@@ -304,7 +364,11 @@ impl Core {
             let Ok(dir) = inode.as_dir() else { return };
             let (parent, name) = (inode.parent, inode.name.clone());
             let top = parent == ROOT;
-            let stays = if top { dir.marker || holds_anything(tree, ino) } else { dir.marker || dir.indexed || !dir.children.is_empty() };
+            let stays = if top {
+                dir.marker || holds_anything(tree, ino)
+            } else {
+                dir.marker || dir.indexed || !dir.children.is_empty()
+            };
             if stays {
                 return;
             }
@@ -316,14 +380,27 @@ impl Core {
                 self.index.touch(&name);
             }
             tree.detach(ino, Attachment::Unlinked);
-            notices.push(Notice::Deleted { parent, child: ino, name });
+            notices.push(Notice::Deleted {
+                parent,
+                child: ino,
+                name,
+            });
             ino = parent;
         }
     }
 
-    fn apply_index(&self, tree: &mut Tree, app: &str, index: &WorkspaceIndex, written: SystemTime, notices: &mut Vec<Notice>) {
+    fn apply_index(
+        &self,
+        tree: &mut Tree,
+        app: &str,
+        index: &WorkspaceIndex,
+        written: SystemTime,
+        notices: &mut Vec<Notice>,
+    ) {
         // An index without any object is left over from a workspace removed elsewhere.
-        let Some(top) = tree.child(ROOT, app).ok().flatten() else { return };
+        let Some(top) = tree.child(ROOT, app).ok().flatten() else {
+            return;
+        };
         for (path, entry) in &index.entries {
             let key = format!("{app}/{path}");
             let shape = match entry.kind {
@@ -341,10 +418,12 @@ impl Core {
                     Some(ino) => ino,
                     None => continue,
                 },
-                (EntryKind::Symlink, None) => match self.place_symlink(tree, &key, entry.target.as_deref(), written, notices) {
-                    Some(ino) => ino,
-                    None => continue,
-                },
+                (EntryKind::Symlink, None) => {
+                    match self.place_symlink(tree, &key, entry.target.as_deref(), written, notices) {
+                        Some(ino) => ino,
+                        None => continue,
+                    }
+                }
             };
             apply_entry(tree, ino, entry, written);
             notices.push(Notice::Attributes(ino));
@@ -354,12 +433,33 @@ impl Core {
         }
     }
 
-    fn place_symlink(&self, tree: &mut Tree, key: &str, target: Option<&str>, time: SystemTime, notices: &mut Vec<Notice>) -> Option<Ino> {
+    fn place_symlink(
+        &self,
+        tree: &mut Tree,
+        key: &str,
+        target: Option<&str>,
+        time: SystemTime,
+        notices: &mut Vec<Notice>,
+    ) -> Option<Ino> {
         let (above, name) = key.rsplit_once('/')?;
         let parent = self.folder(tree, above, time, notices)?;
         let ino = tree.number();
-        tree.insert(ino, parent, name, false, 0o777, Times::at(time), Node::Symlink(target?.to_owned())).ok()?;
-        notices.push(Notice::Entry { parent, name: name.into() });
+        tree.insert(
+            ino,
+            parent,
+            name,
+            Look {
+                local: false,
+                perm: 0o777,
+                times: Times::at(time),
+            },
+            Node::Symlink(target?.to_owned()),
+        )
+        .ok()?;
+        notices.push(Notice::Entry {
+            parent,
+            name: name.into(),
+        });
         Some(ino)
     }
 
@@ -376,7 +476,11 @@ impl Core {
                 _ if local => {}
                 Node::Symlink(_) => {
                     tree.detach(ino, Attachment::Unlinked);
-                    notices.push(Notice::Deleted { parent, child: ino, name });
+                    notices.push(Notice::Deleted {
+                        parent,
+                        child: ino,
+                        name,
+                    });
                 }
                 Node::Dir(dir) => {
                     dir.indexed = false;
@@ -405,7 +509,9 @@ fn apply_entry(tree: &mut Tree, ino: Ino, entry: &index::IndexEntry, written: Sy
     if let Some(mode) = entry.mode {
         inode.perm = (mode & 0o7777) as u16;
     }
-    let Some(mtime) = entry.mtime_ns.map(from_nanos) else { return };
+    let Some(mtime) = entry.mtime_ns.map(from_nanos) else {
+        return;
+    };
     let set = |times: &mut Times| {
         times.mtime = mtime;
         times.explicit = true;
@@ -424,12 +530,16 @@ fn apply_entry(tree: &mut Tree, ino: Ino, entry: &index::IndexEntry, written: Sy
 
 /// Whether something below is an object, unsaved, or local-only content that exists nowhere else.
 fn holds_anything(tree: &Tree, ino: Ino) -> bool {
-    tree.below(ino).into_iter().skip(1).any(|below| tree.get(below).is_ok_and(|inode| inode.local || inode.file().is_some()))
+    tree.below(ino)
+        .into_iter()
+        .skip(1)
+        .any(|below| tree.get(below).is_ok_and(|inode| inode.local || inode.file().is_some()))
 }
 
 /// Whether a key is a path as a file system has them.
 fn is_path(key: &str) -> bool {
-    key.split('/').all(|name| !name.is_empty() && name != "." && name != ".." && name.len() <= 255 && !name.contains('\0'))
+    key.split('/')
+        .all(|name| !name.is_empty() && name != "." && name != ".." && name.len() <= 255 && !name.contains('\0'))
 }
 
 fn is_hidden(key: &str) -> bool {
@@ -438,5 +548,9 @@ fn is_hidden(key: &str) -> bool {
 
 /// The name at the root that is Berth's own.
 pub(crate) fn refuse_hidden(parent: Ino, name: &str) -> Result<(), Errno> {
-    if parent == ROOT && name == HIDDEN { Err(Errno::EPERM) } else { Ok(()) }
+    if parent == ROOT && name == HIDDEN {
+        Err(Errno::EPERM)
+    } else {
+        Ok(())
+    }
 }

@@ -48,16 +48,36 @@ struct Step {
 
 impl Core {
     /// Renames.
-    pub(crate) async fn rename(self: &Arc<Self>, parent: Ino, name: &str, new_parent: Ino, new_name: &str, flags: RenameFlags) -> Result<(), Errno> {
-        let Some(plan) = self.check(parent, name, new_parent, new_name, flags)? else { return Ok(()) };
+    pub(crate) async fn rename(
+        self: &Arc<Self>,
+        parent: Ino,
+        name: &str,
+        new_parent: Ino,
+        new_name: &str,
+        flags: RenameFlags,
+    ) -> Result<(), Errno> {
+        let Some(plan) = self.check(parent, name, new_parent, new_name, flags)? else {
+            return Ok(());
+        };
         if (plan.was_local && plan.now_local) || !self.needs_store(&plan) {
             return self.move_name(&plan).map(drop);
         }
         let is_dir = self.tree.lock().get(plan.ino)?.is_dir();
-        if is_dir { self.rename_dir(plan).await } else { self.rename_leaf(plan).await }
+        if is_dir {
+            self.rename_dir(plan).await
+        } else {
+            self.rename_leaf(plan).await
+        }
     }
 
-    fn check(&self, parent: Ino, name: &str, new_parent: Ino, new_name: &str, flags: RenameFlags) -> Result<Option<Move>, Errno> {
+    fn check(
+        &self,
+        parent: Ino,
+        name: &str,
+        new_parent: Ino,
+        new_name: &str,
+        flags: RenameFlags,
+    ) -> Result<Option<Move>, Errno> {
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
             return Err(Errno::EINVAL);
         }
@@ -107,7 +127,9 @@ impl Core {
     /// Whether S3 has a part in it: not for a folder or file of which S3 knows nothing yet.
     fn needs_store(&self, plan: &Move) -> bool {
         let tree = self.tree.lock();
-        let target_stored = plan.target.is_some_and(|ino| tree.get(ino).is_ok_and(|inode| !inode.local));
+        let target_stored = plan
+            .target
+            .is_some_and(|ino| tree.get(ino).is_ok_and(|inode| !inode.local));
         !plan.was_local || !plan.now_local || target_stored
     }
 
@@ -123,7 +145,9 @@ impl Core {
         }
         let mut indexed = false;
         for ino in tree.below(plan.ino) {
-            indexed |= entry_of(&tree, ino).is_some_and(|entry| entry.mode.is_some() || entry.target.is_some() || entry.kind == berth_workspace::EntryKind::Dir);
+            indexed |= entry_of(&tree, ino).is_some_and(|entry| {
+                entry.mode.is_some() || entry.target.is_some() || entry.kind == berth_workspace::EntryKind::Dir
+            });
         }
         self.touch_index(&tree, plan.ino);
         tree.relink(plan.ino, plan.new_parent, &plan.new_name)?;
@@ -149,7 +173,10 @@ impl Core {
     async fn rename_leaf(self: &Arc<Self>, plan: Move) -> Result<(), Errno> {
         let (file, target) = {
             let tree = self.tree.lock();
-            (tree.file(plan.ino).ok(), plan.target.and_then(|ino| tree.file(ino).ok()))
+            (
+                tree.file(plan.ino).ok(),
+                plan.target.and_then(|ino| tree.file(ino).ok()),
+            )
         };
         let _no_folder_moves = self.moves.read().await;
         // Always in the order of the numbers, so that two renames never wait for each other.
@@ -169,7 +196,10 @@ impl Core {
                 let base = file.state().base.take();
                 base.map(|base| (base, self.cfg.excludes.transient(&plan.new_key)))
             }
-            Some(file) => self.store_as(file, &plan.new_key, replaced.clone()).await?.map(|base| (base, false)),
+            Some(file) => self
+                .store_as(file, &plan.new_key, replaced.clone())
+                .await?
+                .map(|base| (base, false)),
             None => None,
         };
         if let (None, Some(base)) = (&file, &replaced) {
@@ -178,7 +208,11 @@ impl Core {
         }
         let app = self.move_name(&plan)?;
         if let Some((base, later)) = removed {
-            if later { self.uploader.bury(base.key, base.etag) } else { self.remove_object(&base).await }
+            if later {
+                self.uploader.bury(base.key, base.etag)
+            } else {
+                self.remove_object(&base).await
+            }
         }
         if let Some(file) = &file
             && file.state().is_dirty()
@@ -222,20 +256,38 @@ impl Core {
     }
 
     /// Makes `key` hold the file's content; gives the object it had before, which is to be removed.
-    async fn store_as(self: &Arc<Self>, file: &Arc<File>, key: &str, replaced: Option<Base>) -> Result<Option<Base>, Errno> {
+    async fn store_as(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        key: &str,
+        replaced: Option<Base>,
+    ) -> Result<Option<Base>, Errno> {
         let (content, base, version) = {
             let state = file.state();
-            let draft = (state.is_local() || state.is_dirty()).then(|| state.snapshot()).flatten();
+            let draft = (state.is_local() || state.is_dirty())
+                .then(|| state.snapshot())
+                .flatten();
             let pinned = state.pinned.clone().map(Snapshot::Memory);
             (draft.or(pinned), state.base.clone(), state.version)
         };
-        let at_hand = || base.as_ref().filter(|base| base.size <= CHUNK).and_then(|base| self.contents.at_hand(base, 0)).map(Snapshot::Memory);
+        let at_hand = || {
+            base.as_ref()
+                .filter(|base| base.size <= CHUNK)
+                .and_then(|base| self.contents.at_hand(base, 0))
+                .map(Snapshot::Memory)
+        };
         let content = content.or_else(at_hand);
         let buried = self.uploader.dig_up(key);
-        let expect = replaced.map(|base| base.etag).or(buried).map_or(Precondition::Absent, Precondition::Matches);
+        let expect = replaced
+            .map(|base| base.etag)
+            .or(buried)
+            .map_or(Precondition::Absent, Precondition::Matches);
         self.wrote(key);
         let stored = match (&content, &base) {
-            (Some(content), _) => self.put_over(key, content, expect).await.map(|info| (info, content.len())),
+            (Some(content), _) => self
+                .put_over(key, content, expect)
+                .await
+                .map(|info| (info, content.len())),
             (None, Some(base)) => self.store.copy(&base.key, key).await.map(|info| (info, base.size)),
             (None, None) => return Err(Errno::EIO),
         };
@@ -243,7 +295,11 @@ impl Core {
         self.wrote(key);
         let mut state = file.state();
         state.charge = None;
-        let new = Base { key: key.to_owned(), etag: info.etag, size };
+        let new = Base {
+            key: key.to_owned(),
+            etag: info.etag,
+            size,
+        };
         if let Some(Snapshot::Memory(bytes)) = content
             && size <= CHUNK
         {
@@ -267,9 +323,17 @@ impl Core {
             Err(e) if e.is_conflict() || e.is_no_such_key() => {
                 if self.store.head(key).await?.is_some() {
                     let (above, name) = key.rsplit_once('/').map_or(("", key), |(above, name)| (above, name));
-                    let aside = if above.is_empty() { conflict_name(name) } else { format!("{above}/{}", conflict_name(name)) };
+                    let aside = if above.is_empty() {
+                        conflict_name(name)
+                    } else {
+                        format!("{above}/{}", conflict_name(name))
+                    };
                     self.store.copy(key, &aside).await?;
-                    tracing::warn!(key, conflict = aside, "renamed over a version written elsewhere; that one is kept beside it");
+                    tracing::warn!(
+                        key,
+                        conflict = aside,
+                        "renamed over a version written elsewhere; that one is kept beside it"
+                    );
                 }
                 put_content(self, key, content, Precondition::None).await
             }
@@ -286,7 +350,10 @@ impl Core {
             let core = self.clone();
             async move { core.step(&step).await }
         });
-        let done = futures::stream::iter(work.collect::<Vec<_>>()).buffer_unordered(16).try_collect::<Vec<_>>().await;
+        let done = futures::stream::iter(work.collect::<Vec<_>>())
+            .buffer_unordered(16)
+            .try_collect::<Vec<_>>()
+            .await;
         let old: Vec<Base> = match done {
             Ok(old) => old.into_iter().flatten().collect(),
             Err(errno) => {
@@ -302,10 +369,16 @@ impl Core {
             self.index.commit(self, &app).await?;
         }
         for marker in old_markers {
-            let marker = Base { key: marker, etag: String::new(), size: 0 };
+            let marker = Base {
+                key: marker,
+                etag: String::new(),
+                size: 0,
+            };
             self.remove_object(&marker).await;
         }
-        futures::stream::iter(old).for_each_concurrent(16, |base| async move { self.remove_object(&base).await }).await;
+        futures::stream::iter(old)
+            .for_each_concurrent(16, |base| async move { self.remove_object(&base).await })
+            .await;
         if plan.parent == ROOT && !plan.was_local {
             self.index.touch(&plan.name);
             self.index.commit(self, &plan.name).await?;
@@ -322,13 +395,23 @@ impl Core {
             let old_key = tree.key(ino)?;
             let new_key = format!("{}{}", plan.new_key, &old_key[plan.old_key.len()..]);
             let inode = tree.get(ino)?;
-            let parent_local = if ino == plan.ino { tree.get(plan.new_parent)?.local } else { now_local.get(&inode.parent).copied().unwrap_or(false) };
+            let parent_local = if ino == plan.ino {
+                tree.get(plan.new_parent)?.local
+            } else {
+                now_local.get(&inode.parent).copied().unwrap_or(false)
+            };
             let local = self.is_local(parent_local, &new_key, Shape::of(&inode.node));
             now_local.insert(ino, local);
             match &inode.node {
                 Node::File(file) => {
                     let (file, was_local) = (file.clone(), inode.local);
-                    steps.push(Step { file, old_key, new_key, was_local, now_local: local });
+                    steps.push(Step {
+                        file,
+                        old_key,
+                        new_key,
+                        was_local,
+                        now_local: local,
+                    });
                 }
                 Node::Dir(dir) if dir.marker => {
                     markers.push(format!("{old_key}/"));
@@ -366,7 +449,11 @@ impl Core {
     async fn undo(self: &Arc<Self>, steps: &[Arc<Step>]) {
         for step in steps.iter().filter(|step| !(step.was_local && step.now_local)) {
             if let Err(errno) = self.undo_step(step).await {
-                tracing::warn!(key = step.new_key, ?errno, "a folder could not be moved, and this file could not be put back");
+                tracing::warn!(
+                    key = step.new_key,
+                    ?errno,
+                    "a folder could not be moved, and this file could not be put back"
+                );
             }
         }
     }
@@ -376,8 +463,19 @@ impl Core {
         if moved.is_some() {
             self.bring_here(&step.file).await?;
         }
-        let old = if step.was_local { None } else { self.store.head(&step.old_key).await.map_err(|e| self.failed("cannot look up", &step.old_key, &e))? };
-        let charge = if step.was_local { Some(self.budget.open()?) } else { None };
+        let old = if step.was_local {
+            None
+        } else {
+            self.store
+                .head(&step.old_key)
+                .await
+                .map_err(|e| self.failed("cannot look up", &step.old_key, &e))?
+        };
+        let charge = if step.was_local {
+            Some(self.budget.open()?)
+        } else {
+            None
+        };
         {
             let mut state = step.file.state();
             if moved.is_none() && !step.now_local {
@@ -389,7 +487,9 @@ impl Core {
                 charge.set(size)?;
             }
             state.base = old.as_ref().map(Base::from);
-            let same = moved.as_ref().is_none_or(|moved| state.base.as_ref().is_some_and(|base| base.etag == moved.etag));
+            let same = moved
+                .as_ref()
+                .is_none_or(|moved| state.base.as_ref().is_some_and(|base| base.etag == moved.etag));
             if !same {
                 state.changed();
             }

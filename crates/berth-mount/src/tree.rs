@@ -41,7 +41,12 @@ pub(crate) struct Times {
 
 impl Times {
     pub(crate) fn at(time: SystemTime) -> Self {
-        Self { atime: time, mtime: time, ctime: time, explicit: false }
+        Self {
+            atime: time,
+            mtime: time,
+            ctime: time,
+            explicit: false,
+        }
     }
 
     pub(crate) fn changed_now(&mut self) {
@@ -71,6 +76,14 @@ pub(crate) enum Node {
     Symlink(String),
     /// A FIFO or socket: in local-only paths alone.
     Special(FileType),
+}
+
+/// What a new inode has beside its name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look {
+    pub(crate) local: bool,
+    pub(crate) perm: u16,
+    pub(crate) times: Times,
 }
 
 /// One inode.
@@ -131,7 +144,12 @@ impl Tree {
             lookups: 1,
             node: Node::Dir(Dir::default()),
         };
-        Self { inodes: HashMap::from([(ROOT, root)]), next: ROOT + 1, uid, gid }
+        Self {
+            inodes: HashMap::from([(ROOT, root)]),
+            next: ROOT + 1,
+            uid,
+            gid,
+        }
     }
 
     pub(crate) fn get(&self, ino: Ino) -> Result<&Inode, Errno> {
@@ -169,7 +187,8 @@ impl Tree {
     }
 
     /// Enters `node` as `name` below `parent`, where nothing has that name.
-    pub(crate) fn insert(&mut self, ino: Ino, parent: Ino, name: &str, local: bool, perm: u16, times: Times, node: Node) -> Result<(), Errno> {
+    pub(crate) fn insert(&mut self, ino: Ino, parent: Ino, name: &str, look: Look, node: Node) -> Result<(), Errno> {
+        let Look { local, perm, times } = look;
         let name: Arc<str> = name.into();
         let is_dir = matches!(node, Node::Dir(_));
         let dir = self.dir_mut(parent)?;
@@ -178,7 +197,19 @@ impl Tree {
         }
         dir.children.insert(name.clone(), ino);
         dir.subdirs += u32::from(is_dir);
-        self.inodes.insert(ino, Inode { parent, name, linked: true, local, perm, times, lookups: 0, node });
+        self.inodes.insert(
+            ino,
+            Inode {
+                parent,
+                name,
+                linked: true,
+                local,
+                perm,
+                times,
+                lookups: 0,
+                node,
+            },
+        );
         Ok(())
     }
 
@@ -255,7 +286,11 @@ impl Tree {
             key.push('/');
         }
         key.push_str(name);
-        if key.len() > MAX_KEY { Err(Errno::ENAMETOOLONG) } else { Ok(key) }
+        if key.len() > MAX_KEY {
+            Err(Errno::ENAMETOOLONG)
+        } else {
+            Ok(key)
+        }
     }
 
     /// The inode at `key`.
@@ -282,7 +317,9 @@ impl Tree {
 
     /// Whether something below the folder is an object or an index entry of its own.
     pub(crate) fn has_stored_children(&self, dir: &Dir) -> bool {
-        dir.children.values().any(|child| self.inodes.get(child).is_some_and(|inode| !inode.local))
+        dir.children
+            .values()
+            .any(|child| self.inodes.get(child).is_some_and(|inode| !inode.local))
     }
 
     /// Counts one more reference of the kernel.
@@ -341,5 +378,9 @@ pub(crate) fn check_name(name: &std::ffi::OsStr) -> Result<&str, Errno> {
     }
     // A key is UTF-8 by S3's definition; no byte sequence can be stored in its place and come back.
     let name = name.to_str().ok_or(Errno::EILSEQ)?;
-    if name.is_empty() || name == "." || name == ".." || name.contains('/') { Err(Errno::EINVAL) } else { Ok(name) }
+    if name.is_empty() || name == "." || name == ".." || name.contains('/') {
+        Err(Errno::EINVAL)
+    } else {
+        Ok(name)
+    }
 }

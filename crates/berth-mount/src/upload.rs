@@ -26,7 +26,7 @@ use crate::{
     draft::Snapshot,
     file::{Attachment, Base, Body, File},
     kernel::Notice,
-    tree::{FILE_PERM, Ino, Node, Times},
+    tree::{FILE_PERM, Ino, Look, Node, Times},
 };
 
 /// A file open for writing that nobody wrote to for so long is saved without being asked.
@@ -96,8 +96,11 @@ impl Uploader {
         self.dismiss(file);
         let odd_mode = {
             let tree = core.tree.lock();
-            let odd = tree.get(file.ino).is_ok_and(|inode| inode.linked && !inode.local && inode.perm != FILE_PERM);
-            odd.then(|| tree.key(file.ino).ok().and_then(|key| core.workspace_of(&tree, &key))).flatten()
+            let odd = tree
+                .get(file.ino)
+                .is_ok_and(|inode| inode.linked && !inode.local && inode.perm != FILE_PERM);
+            odd.then(|| tree.key(file.ino).ok().and_then(|key| core.workspace_of(&tree, &key)))
+                .flatten()
         };
         match odd_mode {
             Some(app) => core.index.commit(core, &app).await,
@@ -109,7 +112,9 @@ impl Uploader {
     pub(crate) async fn save_in_turn(&self, core: &Arc<Core>, file: &Arc<File>) -> Result<(), Errno> {
         // More than once only if a large file is written while it is uploaded, or somebody else wrote the object first.
         for _ in 0..4 {
-            let Some(job) = self.next_job(core, file)? else { return Ok(()) };
+            let Some(job) = self.next_job(core, file)? else {
+                return Ok(());
+            };
             match put(core, &job).await {
                 Ok(info) => {
                     if settle(core, file, &job, &info) {
@@ -142,10 +147,21 @@ impl Uploader {
         let key = core.tree.lock().key(file.ino)?;
         let grave = self.graves.lock().get(&key).map(|grave| grave.etag.clone());
         let state = file.state();
-        let Some(content) = state.snapshot() else { return Ok(None) };
-        let base = state.base.as_ref().filter(|base| base.key == key).map(|base| base.etag.clone());
+        let Some(content) = state.snapshot() else {
+            return Ok(None);
+        };
+        let base = state
+            .base
+            .as_ref()
+            .filter(|base| base.key == key)
+            .map(|base| base.etag.clone());
         let expect = base.or(grave).map_or(Precondition::Absent, Precondition::Matches);
-        Ok(Some(Job { key, expect, content, version: state.version }))
+        Ok(Some(Job {
+            key,
+            expect,
+            content,
+            version: state.version,
+        }))
     }
 
     /// The object was not what we expected: find out what it is.
@@ -174,7 +190,13 @@ impl Uploader {
     /// Removes the object at `key` a little later, unless something takes its place: an editor moved the file away to
     /// write a new one, and between the two S3 must have one of them.
     pub(crate) fn bury(&self, key: String, etag: String) {
-        self.graves.lock().insert(key, Grave { etag, due: Instant::now() + GRAVE });
+        self.graves.lock().insert(
+            key,
+            Grave {
+                etag,
+                due: Instant::now() + GRAVE,
+            },
+        );
     }
 
     /// Something is put at `key`: nothing waits to be removed there. Gives the ETag of what waited.
@@ -194,8 +216,13 @@ impl Uploader {
 
     async fn remove_buried(&self, core: &Arc<Core>, all: bool) {
         let now = Instant::now();
-        let due: Vec<String> =
-            self.graves.lock().iter().filter(|(_, grave)| all || grave.due <= now).map(|(key, _)| key.clone()).collect();
+        let due: Vec<String> = self
+            .graves
+            .lock()
+            .iter()
+            .filter(|(_, grave)| all || grave.due <= now)
+            .map(|(key, _)| key.clone())
+            .collect();
         for key in due {
             // A save of a new file under this name must come wholly before or after.
             let _alone = core.moves.write().await;
@@ -265,7 +292,12 @@ async fn put(core: &Arc<Core>, job: &Job) -> Result<ObjectInfo, StoreError> {
 }
 
 /// PUTs a draft's snapshot.
-pub(crate) async fn put_content(core: &Core, key: &str, content: &Snapshot, expect: Precondition) -> Result<ObjectInfo, StoreError> {
+pub(crate) async fn put_content(
+    core: &Core,
+    key: &str,
+    content: &Snapshot,
+    expect: Precondition,
+) -> Result<ObjectInfo, StoreError> {
     let file = match content {
         Snapshot::Memory(bytes) => return core.store.put(key, bytes.clone(), expect).await,
         Snapshot::Spilled(file, _) => file.clone(),
@@ -285,7 +317,11 @@ pub(crate) async fn put_content(core: &Core, key: &str, content: &Snapshot, expe
 
 /// S3 has `job`. `false`: a large file was written meanwhile, so what S3 has may be neither old nor new.
 fn settle(core: &Arc<Core>, file: &Arc<File>, job: &Job, info: &ObjectInfo) -> bool {
-    let base = Base { key: job.key.clone(), etag: info.etag.clone(), size: job.content.len() };
+    let base = Base {
+        key: job.key.clone(),
+        etag: info.etag.clone(),
+        size: job.content.len(),
+    };
     let mut state = file.state();
     state.acknowledged(job.version, base.clone());
     let unchanged = state.version == job.version;
@@ -297,7 +333,8 @@ fn settle(core: &Arc<Core>, file: &Arc<File>, job: &Job, info: &ObjectInfo) -> b
             }
             for chunk in 0..base.size.div_ceil(CHUNK) {
                 let (start, end) = (chunk * CHUNK, base.size.min((chunk + 1) * CHUNK));
-                core.contents.keep(&base, chunk, bytes.slice(start as usize..end as usize));
+                core.contents
+                    .keep(&base, chunk, bytes.slice(start as usize..end as usize));
             }
             true
         }
@@ -315,7 +352,11 @@ fn step_aside(core: &Arc<Core>, file: &Arc<File>, theirs: Option<&ObjectInfo>) -
     let mut tree = core.tree.lock();
     let replaced = file.state().attachment == Attachment::Replaced;
     let key = if replaced {
-        file.state().base.as_ref().map(|base| base.key.clone()).ok_or(Errno::ESTALE)?
+        file.state()
+            .base
+            .as_ref()
+            .map(|base| base.key.clone())
+            .ok_or(Errno::ESTALE)?
     } else {
         tree.key(file.ino)?
     };
@@ -333,20 +374,50 @@ fn step_aside(core: &Arc<Core>, file: &Arc<File>, theirs: Option<&ObjectInfo>) -
         let perm = tree.get(file.ino)?.perm;
         let ino = tree.number();
         let node = Node::File(File::stored(ino, theirs.into(), Times::at(theirs.modified)));
-        tree.insert(ino, parent, name, false, perm, Times::at(theirs.modified), node)?;
+        tree.insert(
+            ino,
+            parent,
+            name,
+            Look {
+                local: false,
+                perm,
+                times: Times::at(theirs.modified),
+            },
+            node,
+        )?;
     }
     drop(tree);
-    tracing::warn!(key, conflict = aside, "changed here and elsewhere; ours is stored beside theirs");
-    core.kernel.send(Notice::Entry { parent, name: name.into() });
-    core.kernel.send(Notice::Entry { parent, name: aside.as_str().into() });
+    tracing::warn!(
+        key,
+        conflict = aside,
+        "changed here and elsewhere; ours is stored beside theirs"
+    );
+    core.kernel.send(Notice::Entry {
+        parent,
+        name: name.into(),
+    });
+    core.kernel.send(Notice::Entry {
+        parent,
+        name: aside.as_str().into(),
+    });
     Ok(())
 }
 
 /// `NAME.conflict-HOST-TIME`, short enough for a file name.
 pub(crate) fn conflict_name(name: &str) -> String {
-    let host = nix::unistd::gethostname().ok().and_then(|host| host.into_string().ok()).unwrap_or_else(|| "host".into());
-    let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let host = nix::unistd::gethostname()
+        .ok()
+        .and_then(|host| host.into_string().ok())
+        .unwrap_or_else(|| "host".into());
+    let host: String = host
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .take(32)
+        .collect();
+    let time = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis();
     let mut end = name.len().min(190);
     while !name.is_char_boundary(end) {
         end -= 1;

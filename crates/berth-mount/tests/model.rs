@@ -31,7 +31,13 @@ enum Op {
 /// Few names, so that operations meet; some are local-only.
 fn path() -> impl Strategy<Value = String> {
     let name = || prop_oneof![4 => "[ab]", 1 => Just("dist".to_owned()), 1 => Just("a~".to_owned()), 1 => Just("x.log".to_owned())];
-    prop_oneof![name().boxed(), (name(), name()).prop_map(|(a, b)| format!("{a}/{b}")).boxed(), (name(), name(), name()).prop_map(|(a, b, c)| format!("{a}/{b}/{c}")).boxed()]
+    prop_oneof![
+        name().boxed(),
+        (name(), name()).prop_map(|(a, b)| format!("{a}/{b}")).boxed(),
+        (name(), name(), name())
+            .prop_map(|(a, b, c)| format!("{a}/{b}/{c}"))
+            .boxed()
+    ]
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -53,8 +59,14 @@ fn apply(root: &Path, op: &Op) -> Result<(), i32> {
     let at = |path: &str| root.join(path);
     let result: io::Result<()> = match op {
         Op::Write { path, len, byte } => fs::write(at(path), vec![*byte; *len]),
-        Op::Append { path, len } => OpenOptions::new().append(true).open(at(path)).and_then(|mut file| file.write_all(&vec![b'+'; *len])),
-        Op::Patch { path, offset, len } => OpenOptions::new().write(true).open(at(path)).and_then(|file| file.write_all_at(&vec![b'#'; *len], *offset)),
+        Op::Append { path, len } => OpenOptions::new()
+            .append(true)
+            .open(at(path))
+            .and_then(|mut file| file.write_all(&vec![b'+'; *len])),
+        Op::Patch { path, offset, len } => OpenOptions::new()
+            .write(true)
+            .open(at(path))
+            .and_then(|file| file.write_all_at(&vec![b'#'; *len], *offset)),
         Op::Truncate { path, len } => nix::unistd::truncate(&at(path), *len as i64).map_err(io::Error::from),
         Op::Mkdir { path } => fs::create_dir(at(path)),
         Op::Remove { path } if at(path).symlink_metadata().is_ok_and(|m| m.is_dir()) => fs::remove_dir(at(path)),
@@ -62,7 +74,10 @@ fn apply(root: &Path, op: &Op) -> Result<(), i32> {
         Op::Rename { from, to } => fs::rename(at(from), at(to)),
         Op::Symlink { path } => std::os::unix::fs::symlink("target", at(path)),
         Op::Chmod { path, executable } if at(path).symlink_metadata().is_ok_and(|m| m.is_file()) => {
-            fs::set_permissions(at(path), fs::Permissions::from_mode(if *executable { 0o755 } else { 0o644 }))
+            fs::set_permissions(
+                at(path),
+                fs::Permissions::from_mode(if *executable { 0o755 } else { 0o644 }),
+            )
         }
         Op::Chmod { .. } | Op::Remount => Ok(()),
     };
@@ -78,7 +93,13 @@ fn look(root: &Path, below: &str, out: &mut BTreeMap<String, (String, u32, Vec<u
             look(root, &path, out);
             ("dir", Vec::new())
         } else if meta.is_symlink() {
-            ("link", fs::read_link(entry.path()).unwrap().into_os_string().into_encoded_bytes())
+            (
+                "link",
+                fs::read_link(entry.path())
+                    .unwrap()
+                    .into_os_string()
+                    .into_encoded_bytes(),
+            )
         } else {
             ("file", fs::read(entry.path()).unwrap())
         };
@@ -102,7 +123,11 @@ fn forget_local(root: &Path, config: &berth_mount::MountConfig, model: &BTreeMap
         };
         let at = root.join(path);
         if local && at.symlink_metadata().is_ok() {
-            if kind == "dir" { fs::remove_dir_all(at).unwrap() } else { fs::remove_file(at).unwrap() }
+            if kind == "dir" {
+                fs::remove_dir_all(at).unwrap()
+            } else {
+                fs::remove_file(at).unwrap()
+            }
         }
     }
 }
@@ -121,19 +146,34 @@ fn run(ops: Vec<Op>) {
             f.remount();
         }
     }
-    assert!(tree(f.root()) == tree(model.path()), "{ops:?}\n{:?}\n{:?}", brief(f.root()), brief(model.path()));
+    assert!(
+        tree(f.root()) == tree(model.path()),
+        "{ops:?}\n{:?}\n{:?}",
+        brief(f.root()),
+        brief(model.path())
+    );
     // S3 holds the same files, byte for byte, and no other.
     forget_local(model.path(), &f.config(), &tree(model.path()));
     f.unmount();
-    let expected: BTreeMap<String, Vec<u8>> =
-        tree(model.path()).into_iter().filter(|(_, (kind, ..))| kind == "file").map(|(path, (.., content))| (path, content)).collect();
-    let found: BTreeMap<String, Vec<u8>> =
-        f.keys().into_iter().filter(|key| !key.ends_with('/')).map(|key| (key.clone(), f.object(&key).unwrap())).collect();
+    let expected: BTreeMap<String, Vec<u8>> = tree(model.path())
+        .into_iter()
+        .filter(|(_, (kind, ..))| kind == "file")
+        .map(|(path, (.., content))| (path, content))
+        .collect();
+    let found: BTreeMap<String, Vec<u8>> = f
+        .keys()
+        .into_iter()
+        .filter(|key| !key.ends_with('/'))
+        .map(|key| (key.clone(), f.object(&key).unwrap()))
+        .collect();
     assert!(found == expected, "{ops:?}\n{:?}\n{:?}", found.keys(), expected.keys());
 }
 
 fn brief(root: &Path) -> Vec<String> {
-    tree(root).into_iter().map(|(path, (kind, mode, content))| format!("{path} {kind} {mode:o} {}", content.len())).collect()
+    tree(root)
+        .into_iter()
+        .map(|(path, (kind, mode, content))| format!("{path} {kind} {mode:o} {}", content.len()))
+        .collect()
 }
 
 proptest! {

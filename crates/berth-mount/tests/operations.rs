@@ -24,7 +24,11 @@ fn a_file_is_in_s3_when_close_has_returned() {
     assert_eq!(f.text("app/index.js").as_deref(), Some("hello"));
     assert_eq!(fs::read_to_string(f.path("app/index.js")).unwrap(), "hello");
     fs::write(f.path("app/index.js"), "").unwrap();
-    assert_eq!(f.text("app/index.js").as_deref(), Some(""), "an empty file is an empty object");
+    assert_eq!(
+        f.text("app/index.js").as_deref(),
+        Some(""),
+        "an empty file is an empty object"
+    );
     assert_eq!(f.mount().pending().count, 0);
 }
 
@@ -49,7 +53,9 @@ fn a_file_held_open_for_long_is_saved_without_being_asked() {
     fs::create_dir(f.path("app")).unwrap();
     let mut file = File::create(f.path("app/a")).unwrap();
     file.write_all(b"kept open").unwrap();
-    wait_for("the open file is in S3", || f.text("app/a").as_deref() == Some("kept open"));
+    wait_for("the open file is in S3", || {
+        f.text("app/a").as_deref() == Some("kept open")
+    });
 }
 
 #[test]
@@ -92,14 +98,25 @@ fn truncate_cuts_and_lengthens() {
     assert_eq!(f.object("app/a").unwrap(), b"0123\0\0");
     drop(File::create(f.path("app/a")).unwrap());
     assert_eq!(f.object("app/a").unwrap(), b"", "O_TRUNC");
-    assert_eq!(errno(OpenOptions::new().write(true).open(f.path("app/a")).unwrap().set_len(1 << 50)), libc::EFBIG);
+    assert_eq!(
+        errno(
+            OpenOptions::new()
+                .write(true)
+                .open(f.path("app/a"))
+                .unwrap()
+                .set_len(1 << 50)
+        ),
+        libc::EFBIG
+    );
 }
 
 #[test]
 fn a_large_file_goes_and_comes_by_parts() {
     let mut f = Fixture::new();
     fs::create_dir(f.path("app")).unwrap();
-    let content: Vec<u8> = (0..40_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    let content: Vec<u8> = (0..40_u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8)
+        .collect();
     fs::write(f.path("app/big"), &content).unwrap();
     assert!(f.object("app/big").unwrap() == content, "S3 has it");
     f.remount();
@@ -115,7 +132,10 @@ fn a_large_file_goes_and_comes_by_parts() {
 fn folders_are_made_listed_and_removed() {
     let f = Fixture::new();
     fs::create_dir_all(f.path("app/src/deep")).unwrap();
-    assert!(f.keys().contains(&"app/".to_owned()), "every S3 tool sees a new workspace");
+    assert!(
+        f.keys().contains(&"app/".to_owned()),
+        "every S3 tool sees a new workspace"
+    );
     assert_eq!(errno(fs::create_dir(f.path("app"))), libc::EEXIST);
     assert_eq!(errno(fs::remove_dir(f.path("app/src"))), libc::ENOTEMPTY);
     assert_eq!(errno(fs::read_dir(f.path("nothing"))), libc::ENOENT);
@@ -131,7 +151,10 @@ fn folders_are_made_listed_and_removed() {
 fn berths_own_folder_cannot_be_seen_or_made() {
     let f = Fixture::new();
     fs::create_dir_all(f.path("app/empty")).unwrap();
-    let names: Vec<_> = fs::read_dir(f.root()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: Vec<_> = fs::read_dir(f.root())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     assert_eq!(names, ["app"]);
     assert_eq!(errno(fs::create_dir(f.path(".berth"))), libc::EPERM);
     assert!(f.text(".berth/index/app.json").unwrap().contains("empty"));
@@ -174,16 +197,24 @@ fn modes_and_links_are_in_s3_when_the_call_has_returned() {
     assert!(index().contains("link"), "{}", index());
     fs::create_dir(f.path("app/empty")).unwrap();
     assert!(index().contains("empty"), "{}", index());
-    OpenOptions::new().create_new(true).write(true).mode(0o755).open(f.path("app/born")).unwrap();
+    OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o755)
+        .open(f.path("app/born"))
+        .unwrap();
     assert!(index().contains("born"), "{}", index());
 }
 
 #[test]
 fn rename_replaces_at_once_and_leaves_no_old_object() {
-    let f = Fixture::with(|_| {}, |put| {
-        put("app/a", b"a");
-        put("app/b", b"b");
-    });
+    let f = Fixture::with(
+        |_| {},
+        |put| {
+            put("app/a", b"a");
+            put("app/b", b"b");
+        },
+    );
     let old = File::open(f.path("app/b")).unwrap();
     fs::rename(f.path("app/a"), f.path("app/b")).unwrap();
     assert_eq!(f.keys(), ["app/b"]);
@@ -197,14 +228,23 @@ fn rename_replaces_at_once_and_leaves_no_old_object() {
 
 #[test]
 fn rename_flags_are_honoured() {
-    use nix::fcntl::{RenameFlags, renameat2, AT_FDCWD};
-    let f = Fixture::with(|_| {}, |put| {
-        put("app/a", b"a");
-        put("app/b", b"b");
-    });
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    let f = Fixture::with(
+        |_| {},
+        |put| {
+            put("app/a", b"a");
+            put("app/b", b"b");
+        },
+    );
     let rename = |flags| renameat2(AT_FDCWD, &f.path("app/a"), AT_FDCWD, &f.path("app/b"), flags);
-    assert_eq!(rename(RenameFlags::RENAME_NOREPLACE).unwrap_err(), nix::errno::Errno::EEXIST);
-    assert_eq!(rename(RenameFlags::RENAME_EXCHANGE).unwrap_err(), nix::errno::Errno::EINVAL);
+    assert_eq!(
+        rename(RenameFlags::RENAME_NOREPLACE).unwrap_err(),
+        nix::errno::Errno::EEXIST
+    );
+    assert_eq!(
+        rename(RenameFlags::RENAME_EXCHANGE).unwrap_err(),
+        nix::errno::Errno::EINVAL
+    );
 }
 
 #[test]
@@ -215,7 +255,11 @@ fn a_file_written_and_renamed_before_close_is_put_under_the_new_name_alone() {
     let mut file = File::create(f.path("app/temp")).unwrap();
     file.write_all(b"new").unwrap();
     fs::rename(f.path("app/temp"), f.path("app/real")).unwrap();
-    assert_eq!(f.text("app/real").as_deref(), Some("new"), "a rename is an acknowledgement too");
+    assert_eq!(
+        f.text("app/real").as_deref(),
+        Some("new"),
+        "a rename is an acknowledgement too"
+    );
     file.write_all(b"er").unwrap();
     drop(file);
     assert_eq!(f.text("app/real").as_deref(), Some("newer"));
@@ -226,11 +270,14 @@ fn a_file_written_and_renamed_before_close_is_put_under_the_new_name_alone() {
 
 #[test]
 fn a_folder_moves_with_all_below_it() {
-    let mut f = Fixture::with(|_| {}, |put| {
-        for n in 0..30 {
-            put(&format!("app/src/{n}"), format!("{n}").as_bytes());
-        }
-    });
+    let mut f = Fixture::with(
+        |_| {},
+        |put| {
+            for n in 0..30 {
+                put(&format!("app/src/{n}"), format!("{n}").as_bytes());
+            }
+        },
+    );
     symlink("0", f.path("app/src/link")).unwrap();
     fs::create_dir(f.path("app/src/empty")).unwrap();
     let mut open = OpenOptions::new().append(true).open(f.path("app/src/7")).unwrap();
@@ -248,7 +295,10 @@ fn a_folder_moves_with_all_below_it() {
     assert_eq!(f.sh("cat moved/lib/{0..29} | wc -c").trim(), "52");
     fs::create_dir(f.path("moved/full")).unwrap();
     fs::write(f.path("moved/full/x"), "x").unwrap();
-    assert_eq!(errno(fs::rename(f.path("moved/lib"), f.path("moved/full"))), libc::ENOTEMPTY);
+    assert_eq!(
+        errno(fs::rename(f.path("moved/lib"), f.path("moved/full"))),
+        libc::ENOTEMPTY
+    );
 }
 
 #[test]
@@ -264,7 +314,10 @@ fn local_only_paths_work_and_never_reach_s3() {
     fs::rename(f.path("app/node_modules/x"), f.path("app/node_modules/w")).unwrap();
     assert_eq!(fs::read(f.path("app/node_modules/w/z/index.js")).unwrap().len(), 10_000);
     nix::unistd::mkfifo(&f.path("app/node_modules/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    assert_eq!(nix::unistd::mkfifo(&f.path("app/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap_err(), nix::errno::Errno::EPERM);
+    assert_eq!(
+        nix::unistd::mkfifo(&f.path("app/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap_err(),
+        nix::errno::Errno::EPERM
+    );
     assert_eq!(f.keys(), keys);
     assert_eq!(f.mount().local_usage().files, 3);
     assert_eq!(f.mount().local_usage().bytes, 10_000 + 8 + 3);
@@ -279,7 +332,9 @@ fn local_only_content_is_bounded() {
     fs::write(f.path("dist/a"), vec![0; 600_000]).unwrap();
     assert_eq!(errno(fs::write(f.path("dist/b"), vec![0; 600_000])), libc::ENOSPC);
     fs::remove_file(f.path("dist/a")).unwrap();
-    wait_for("there is room again", || fs::write(f.path("dist/b"), vec![0; 600_000]).is_ok());
+    wait_for("there is room again", || {
+        fs::write(f.path("dist/b"), vec![0; 600_000]).is_ok()
+    });
 }
 
 #[test]
@@ -325,10 +380,22 @@ fn links_owners_and_attributes_are_as_documented() {
     assert_eq!(fs::metadata(f.path("app/a")).unwrap().uid(), 0);
     let name = format!("app/{}", "n".repeat(255));
     fs::write(f.path(&name), "long").unwrap();
-    assert_eq!(errno(fs::write(f.path(&format!("{name}n")), "longer")), libc::ENAMETOOLONG);
-    assert_eq!(errno(OpenOptions::new().write(true).create_new(true).open(f.path("app/a"))), libc::EEXIST);
+    assert_eq!(
+        errno(fs::write(f.path(&format!("{name}n")), "longer")),
+        libc::ENAMETOOLONG
+    );
+    assert_eq!(
+        errno(OpenOptions::new().write(true).create_new(true).open(f.path("app/a"))),
+        libc::EEXIST
+    );
     assert!(nix::sys::statvfs::statvfs(f.root()).unwrap().blocks_available() > 1 << 40);
-    nix::sys::stat::mknod(&f.path("app/node"), nix::sys::stat::SFlag::S_IFREG, nix::sys::stat::Mode::S_IRUSR, 0).unwrap();
+    nix::sys::stat::mknod(
+        &f.path("app/node"),
+        nix::sys::stat::SFlag::S_IFREG,
+        nix::sys::stat::Mode::S_IRUSR,
+        0,
+    )
+    .unwrap();
     assert_eq!(f.text("app/node").as_deref(), Some(""));
     let file = OpenOptions::new().write(true).open(f.path("app/a")).unwrap();
     nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, 5).unwrap();
@@ -337,11 +404,17 @@ fn links_owners_and_attributes_are_as_documented() {
 
 #[test]
 fn an_unlinked_file_stays_readable_while_it_is_open() {
-    let f = Fixture::with(|_| {}, |put| {
-        put("app/small", b"small");
-        put("app/big", &vec![7; 6 << 20]);
-    });
-    let (mut small, mut big) = (File::open(f.path("app/small")).unwrap(), File::open(f.path("app/big")).unwrap());
+    let f = Fixture::with(
+        |_| {},
+        |put| {
+            put("app/small", b"small");
+            put("app/big", &vec![7; 6 << 20]);
+        },
+    );
+    let (mut small, mut big) = (
+        File::open(f.path("app/small")).unwrap(),
+        File::open(f.path("app/big")).unwrap(),
+    );
     fs::remove_file(f.path("app/small")).unwrap();
     fs::remove_file(f.path("app/big")).unwrap();
     assert_eq!(f.keys(), Vec::<String>::new());
@@ -394,6 +467,9 @@ fn two_descriptors_of_one_file_see_each_other() {
 fn a_second_mount_at_the_same_place_is_refused() {
     let f = Fixture::new();
     let again = f.block_on(berth_mount::Mount::start(f.config(), f.store.clone()));
-    assert!(matches!(again, Err(berth_mount::MountError::AlreadyMounted { .. })), "{again:?}");
+    assert!(
+        matches!(again, Err(berth_mount::MountError::AlreadyMounted { .. })),
+        "{again:?}"
+    );
     fs::create_dir(f.path("still-works")).unwrap();
 }

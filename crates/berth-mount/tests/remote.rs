@@ -20,7 +20,9 @@ fn a_file_made_elsewhere_appears_even_after_it_was_missed() {
     assert!(!f.path("fresh").exists());
     let since = Instant::now();
     f.put("app/b", "b");
-    wait_for("the file shows", || fs::read_to_string(f.path("app/b")).is_ok_and(|text| text == "b"));
+    wait_for("the file shows", || {
+        fs::read_to_string(f.path("app/b")).is_ok_and(|text| text == "b")
+    });
     eprintln!("a remote file showed after {:?}", since.elapsed());
     f.put("fresh/deep/er/file", "x");
     wait_for("new folders show", || f.path("fresh/deep/er/file").exists());
@@ -33,7 +35,9 @@ fn a_file_changed_elsewhere_is_new_for_who_opens_it_and_old_for_who_has_it() {
     let mut open = File::open(f.path("app/a")).unwrap();
     let ino = open.metadata().unwrap().ino();
     f.put("app/a", "new");
-    wait_for("the new content shows", || fs::read_to_string(f.path("app/a")).is_ok_and(|text| text == "new"));
+    wait_for("the new content shows", || {
+        fs::read_to_string(f.path("app/a")).is_ok_and(|text| text == "new")
+    });
     assert_eq!(fs::metadata(f.path("app/a")).unwrap().len(), 3);
     assert_ne!(fs::metadata(f.path("app/a")).unwrap().ino(), ino);
     let mut text = String::new();
@@ -43,11 +47,14 @@ fn a_file_changed_elsewhere_is_new_for_who_opens_it_and_old_for_who_has_it() {
 
 #[test]
 fn what_is_removed_elsewhere_disappears() {
-    let f = Fixture::with(|_| {}, |put| {
-        put("app/a", b"a");
-        put("app/dir/b", b"b");
-        put("other/c", b"c");
-    });
+    let f = Fixture::with(
+        |_| {},
+        |put| {
+            put("app/a", b"a");
+            put("app/dir/b", b"b");
+            put("other/c", b"c");
+        },
+    );
     assert!(f.path("app/dir/b").exists());
     f.delete("app/dir/b");
     wait_for("the file and its folder go", || !f.path("app/dir").exists());
@@ -76,14 +83,21 @@ fn a_workspace_removed_elsewhere_goes_with_its_index() {
 #[test]
 fn both_versions_are_kept_when_both_sides_wrote() {
     let f = Fixture::with(|_| {}, |put| put("app/a", b"base"));
-    let mut file = OpenOptions::new().write(true).truncate(true).open(f.path("app/a")).unwrap();
+    let mut file = OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(f.path("app/a"))
+        .unwrap();
     file.write_all(b"ours").unwrap();
     f.put("app/a", "theirs");
     file.sync_all().unwrap();
     drop(file);
     let conflict = || f.keys().into_iter().find(|key| key.starts_with("app/a.conflict-"));
     assert_eq!(f.text("app/a").as_deref(), Some("theirs"));
-    assert_eq!(f.text(&conflict().expect("ours has a name of its own")).as_deref(), Some("ours"));
+    assert_eq!(
+        f.text(&conflict().expect("ours has a name of its own")).as_deref(),
+        Some("ours")
+    );
     wait_for("the mount shows both", || {
         fs::read_to_string(f.path("app/a")).is_ok_and(|text| text == "theirs")
             && fs::read_to_string(f.path(&conflict().unwrap())).is_ok_and(|text| text == "ours")
@@ -110,7 +124,12 @@ fn creating_a_file_that_was_just_made_elsewhere_loses_neither() {
     f.block_on(put).unwrap();
     drop(file);
     wait_for("both are in S3", || {
-        let mut texts: Vec<_> = f.keys().iter().filter(|key| key.starts_with("app/new")).filter_map(|key| f.text(key)).collect();
+        let mut texts: Vec<_> = f
+            .keys()
+            .iter()
+            .filter(|key| key.starts_with("app/new"))
+            .filter_map(|key| f.text(key))
+            .collect();
         texts.sort();
         texts == ["ours", "theirs"]
     });
@@ -140,7 +159,11 @@ fn saves_that_were_acknowledged_survive_a_kill() {
     fs::create_dir(f.path("app")).unwrap();
     for n in 0..100 {
         fs::write(f.path(&format!("app/{n}")), format!("content {n}")).unwrap();
-        assert_eq!(f.text(&format!("app/{n}")), Some(format!("content {n}")), "in S3 when close returned");
+        assert_eq!(
+            f.text(&format!("app/{n}")),
+            Some(format!("content {n}")),
+            "in S3 when close returned"
+        );
     }
 }
 
@@ -149,11 +172,28 @@ fn a_dead_mount_is_cleared_away() {
     let dir = tempfile::tempdir().unwrap();
     assert!(!berth_mount::clear_stale(dir.path()).unwrap());
     // A mount whose server is gone: the device is closed while it is mounted.
-    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").expect("/dev/fuse is needed");
-    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", std::os::fd::AsRawFd::as_raw_fd(&device));
-    nix::mount::mount(Some("dead"), dir.path(), Some("fuse.berth"), nix::mount::MsFlags::empty(), Some(options.as_str())).unwrap();
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .expect("/dev/fuse is needed");
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0",
+        std::os::fd::AsRawFd::as_raw_fd(&device)
+    );
+    nix::mount::mount(
+        Some("dead"),
+        dir.path(),
+        Some("fuse.berth"),
+        nix::mount::MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .unwrap();
     drop(device);
-    assert_eq!(fs::metadata(dir.path()).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    assert_eq!(
+        fs::metadata(dir.path()).unwrap_err().raw_os_error(),
+        Some(libc::ENOTCONN)
+    );
     assert!(berth_mount::clear_stale(dir.path()).unwrap());
     assert!(fs::metadata(dir.path()).is_ok());
 }

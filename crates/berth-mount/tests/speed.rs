@@ -21,11 +21,14 @@ fn timed(mut work: impl FnMut()) -> f64 {
 #[test]
 #[ignore = "prints figures, promises nothing"]
 fn figures() {
-    let f = Fixture::with(|_| {}, |put| {
-        for n in 0..2000 {
-            put(&format!("many/d{}/f{n}", n % 20), &[b'x'; 1000]);
-        }
-    });
+    let f = Fixture::with(
+        |_| {},
+        |put| {
+            for n in 0..2000 {
+                put(&format!("many/d{}/f{n}", n % 20), &[b'x'; 1000]);
+            }
+        },
+    );
     let cold = timed(|| drop(f.sh("find many -type f | wc -l")));
     let warm = timed(|| drop(f.sh("find many -type f | wc -l")));
     println!("find over 2,000 files: first {cold:.1} ms, again {warm:.1} ms (with the start of a shell)");
@@ -36,7 +39,10 @@ fn figures() {
             count += usize::from(file.unwrap().metadata().unwrap().is_file());
         }
     }
-    println!("walk + lstat of {count} files in one process: {:.1} ms", since.elapsed().as_secs_f64() * 1e3);
+    println!(
+        "walk + lstat of {count} files in one process: {:.1} ms",
+        since.elapsed().as_secs_f64() * 1e3
+    );
     let read = timed(|| drop(f.sh("cat many/*/* | wc -c")));
     println!("cat of 2,000 files, cold: {read:.0} ms");
     let read = timed(|| drop(f.sh("cat many/*/* | wc -c")));
@@ -44,21 +50,44 @@ fn figures() {
 
     fs::create_dir(f.path("app")).unwrap();
     let body = vec![b'x'; 4096];
-    let saves = (0..300).map(|n| timed(|| fs::write(f.path(&format!("app/{n}")), &body).unwrap())).collect();
+    let saves = (0..300)
+        .map(|n| timed(|| fs::write(f.path(&format!("app/{n}")), &body).unwrap()))
+        .collect();
     println!("create + write 4 KiB + close, in S3: p50 {:.2} ms", median(saves));
-    let again = (0..300).map(|_| timed(|| fs::write(f.path("app/0"), &body).unwrap())).collect();
+    let again = (0..300)
+        .map(|_| timed(|| fs::write(f.path("app/0"), &body).unwrap()))
+        .collect();
     println!("open + truncate + write 4 KiB + close: p50 {:.2} ms", median(again));
-    let reads = (0..2000).map(|_| timed(|| drop(fs::read(f.path("app/0")).unwrap()))).collect();
+    let reads = (0..2000)
+        .map(|_| timed(|| drop(fs::read(f.path("app/0")).unwrap())))
+        .collect();
     println!("open + read 4 KiB + close, warm: p50 {:.1} us", median(reads) * 1e3);
     fs::create_dir(f.path("dist")).unwrap();
-    let local = (0..2000).map(|n| timed(|| fs::write(f.path(&format!("dist/{n}")), &body).unwrap())).collect();
-    println!("create + write 4 KiB + close, local-only: p50 {:.1} us", median(local) * 1e3);
+    let local = (0..2000)
+        .map(|n| timed(|| fs::write(f.path(&format!("dist/{n}")), &body).unwrap()))
+        .collect();
+    println!(
+        "create + write 4 KiB + close, local-only: p50 {:.1} us",
+        median(local) * 1e3
+    );
 
     f.sh(r#"mkdir "$OUT/src" && for n in $(seq 500); do head -c 4096 /dev/urandom > "$OUT/src/$n"; done"#);
-    println!("cp -a of 500 files of 4 KiB, all in S3: {:.0} ms", timed(|| drop(f.sh(r#"cp -a "$OUT/src" copy"#))));
-    println!("mv of a folder of 500 files: {:.0} ms", timed(|| fs::rename(f.path("copy"), f.path("moved")).unwrap()));
+    println!(
+        "cp -a of 500 files of 4 KiB, all in S3: {:.0} ms",
+        timed(|| drop(f.sh(r#"cp -a "$OUT/src" copy"#)))
+    );
+    println!(
+        "mv of a folder of 500 files: {:.0} ms",
+        timed(|| fs::rename(f.path("copy"), f.path("moved")).unwrap())
+    );
     println!("rm -r of 500 files: {:.0} ms", timed(|| drop(f.sh("rm -r moved"))));
     let big = vec![7_u8; 64 << 20];
-    println!("write of 64 MiB, in S3: {:.0} ms", timed(|| fs::write(f.path("app/big"), &big).unwrap()));
-    println!("sed -i, in S3: {:.1} ms", median((0..50).map(|_| timed(|| drop(f.sh("sed -i s/x/y/ app/1")))).collect()));
+    println!(
+        "write of 64 MiB, in S3: {:.0} ms",
+        timed(|| fs::write(f.path("app/big"), &big).unwrap())
+    );
+    println!(
+        "sed -i, in S3: {:.1} ms",
+        median((0..50).map(|_| timed(|| drop(f.sh("sed -i s/x/y/ app/1")))).collect())
+    );
 }

@@ -1,0 +1,140 @@
+//! What all request functions share: answering at once or later, and what is open.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FopenFlags, Generation, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyWrite,
+};
+
+use crate::{
+    core::{Core, Listing, Opened},
+    file::{Attachment, File},
+    tree::{Ino, Tree},
+};
+
+/// Inode numbers are never used twice.
+pub(crate) const GENERATION: Generation = Generation(0);
+
+/// The file system that the session's threads serve.
+#[derive(Debug)]
+pub(crate) struct BerthFs {
+    pub(crate) core: Arc<Core>,
+    pub(crate) ttl: Duration,
+}
+
+/// An answer that can carry an error.
+pub(crate) trait Answer: Send + 'static {
+    fn refuse(self, errno: Errno);
+}
+macro_rules! answers {
+    ($($reply:ty),*) => { $(impl Answer for $reply { fn refuse(self, errno: Errno) { self.error(errno); } })* };
+}
+answers!(
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyOpen,
+    ReplyWrite
+);
+
+impl BerthFs {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self {
+            ttl: core.cfg.dir_ttl,
+            core,
+        }
+    }
+
+    /// Answers now.
+    pub(crate) fn now<A: Answer, T>(reply: A, result: Result<T, Errno>, give: impl FnOnce(A, T)) {
+        match result {
+            Ok(value) => give(reply, value),
+            Err(errno) => reply.refuse(errno),
+        }
+    }
+
+    /// Answers when `work` is done; the FUSE thread goes on.
+    pub(crate) fn later<A: Answer, T: Send + 'static>(
+        &self,
+        reply: A,
+        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
+        give: impl FnOnce(A, T) + Send + 'static,
+    ) {
+        self.core.rt.spawn(async move {
+            match work.await {
+                Ok(value) => give(reply, value),
+                Err(errno) => reply.refuse(errno),
+            }
+        });
+    }
+
+    pub(crate) fn tree(&self) -> parking_lot::MutexGuard<'_, Tree> {
+        self.core.tree.lock()
+    }
+
+    fn listing(&self, ino: Ino) -> Result<Listing, Errno> {
+        let tree = self.tree();
+        let inode = tree.get(ino)?;
+        let mut all: Vec<(Arc<str>, Ino)> = vec![(".".into(), ino), ("..".into(), inode.parent)];
+        all.extend(
+            inode
+                .as_dir()?
+                .children
+                .iter()
+                .map(|(name, child)| (name.clone(), *child)),
+        );
+        Ok(Arc::new(all))
+    }
+
+    /// The open folder's listing; read again when the reader starts over.
+    pub(crate) fn entries(&self, fh: FileHandle, offset: u64) -> Result<Listing, Errno> {
+        let dir = self.core.handle_dir(fh.0)?;
+        let mut listing = dir.listing.lock();
+        if offset == 0 {
+            *listing = self.listing(dir.ino)?;
+        }
+        Ok(listing.clone())
+    }
+
+    /// Opens for reading or writing; `Some`: fetch the content first.
+    pub(crate) fn open_file(&self, ino: Ino, flags: OpenFlags) -> Result<(Arc<File>, bool), Errno> {
+        let file = self.tree().file(ino)?;
+        let truncates = flags.0 & libc::O_TRUNC != 0 && flags.acc_mode() != fuser::OpenAccMode::O_RDONLY;
+        {
+            let mut state = file.state();
+            // ESTALE makes the kernel look the name up again and open what is there now.
+            if state.attachment == Attachment::Replaced {
+                return Err(Errno::ESTALE);
+            }
+            state.opens += 1;
+        }
+        if truncates {
+            self.core.truncate_here(&file, 0)?;
+        }
+        let fetch = !truncates && self.core.wants_pin(&file).is_some();
+        Ok((file, fetch))
+    }
+}
+
+pub(crate) fn entry_reply(ttl: Duration) -> impl FnOnce(ReplyEntry, FileAttr) + Send + 'static {
+    move |reply, attr| reply.entry(&ttl, &attr, GENERATION)
+}
+
+pub(crate) fn done(reply: ReplyEmpty, (): ()) {
+    reply.ok();
+}
+
+/// The kernel may keep pages: another content always means another inode.
+pub(crate) fn opened(core: &Core, reply: ReplyOpen, file: Arc<File>) {
+    reply.opened(
+        FileHandle(core.open_handle(Opened::File(file))),
+        FopenFlags::FOPEN_KEEP_CACHE,
+    );
+}
+
+pub(crate) fn perm(mode: u32) -> u16 {
+    (mode & 0o7777) as u16
+}
