@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
+use serde_json::Value;
 
 /// How Berth runs a workspace. All keys are optional; what is left out is found by looking at the files.
 #[derive(JsonSchema)]
@@ -80,7 +81,7 @@ enum Text {
 #[allow(dead_code)]
 enum Idle {
     Time(String),
-    Switch(bool),
+    Never(#[schemars(extend("const" = false))] bool),
 }
 
 /// Bytes, or a text such as 512M; K, M, G and T count in 1024s.
@@ -114,11 +115,38 @@ struct Limits {
 /// The schema as pretty-printed JSON with a final newline.
 #[must_use]
 pub fn json_schema() -> String {
-    let schema = schemars::schema_for!(Workspace);
+    let mut schema = schemars::schema_for!(Workspace).to_value();
+    without_null(&mut schema);
     // A schema is plain JSON already: nothing that can fail to be written.
     let mut text = serde_json::to_string_pretty(&schema).unwrap_or_default();
     text.push('\n');
     text
+}
+
+/// `Option` becomes "or null" in a schema, but `null` is no value here: a key is left out instead.
+fn without_null(node: &mut Value) {
+    match node {
+        Value::Array(items) => items.iter_mut().for_each(without_null),
+        Value::Object(members) => {
+            members.values_mut().for_each(without_null);
+            if let Some(Value::Array(types)) = members.get_mut("type") {
+                types.retain(|t| t != "null");
+                if let [only] = &types[..] {
+                    let only = only.clone();
+                    members.insert("type".into(), only);
+                }
+            }
+            if let Some(Value::Array(choices)) = members.get_mut("anyOf") {
+                choices.retain(|choice| choice["type"] != "null");
+                if let [Value::Object(only)] = &choices[..] {
+                    let only = only.clone();
+                    members.remove("anyOf");
+                    members.extend(only);
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 #[cfg(test)]
@@ -144,6 +172,7 @@ mod tests {
         assert_eq!(keys(&schema["$defs"]["Limits"]), BTreeSet::from(LIMIT_KEYS));
         assert_eq!(schema["additionalProperties"], false);
         assert!(schema["required"].is_null(), "every key is optional");
+        assert!(!json_schema().contains("null"), "null is no value of any key");
     }
 
     #[test]

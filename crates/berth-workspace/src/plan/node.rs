@@ -67,7 +67,6 @@ fn tool_env() -> BTreeMap<String, String> {
         ("YARN_ENABLE_GLOBAL_CACHE", "true"),
     ]);
     env.insert("npm_config_cache".into(), cache("npm"));
-    env.insert("npm_config_store_dir".into(), cache("pnpm"));
     env.insert("YARN_CACHE_FOLDER".into(), cache("yarn"));
     env.insert("YARN_GLOBAL_FOLDER".into(), cache("yarn-global"));
     env.insert("BUN_INSTALL_CACHE_DIR".into(), cache("bun"));
@@ -161,7 +160,11 @@ fn install_step(context: &Context<'_>, package: &Node, dev: bool) -> Result<Step
         return Ok(step("npm ci", "--omit=dev", &QUIET));
     }
     if context.has("pnpm-lock.yaml") {
-        return Ok(step("pnpm install", "--prod", &["--frozen-lockfile"]));
+        return Ok(step(
+            "pnpm install",
+            "--prod",
+            &["--frozen-lockfile", &format!("--store-dir={INSTALL_CACHE}/pnpm")],
+        ));
     }
     if let Some(lock) = context.text("yarn.lock")? {
         return Ok(match lock.lines().any(|line| line.starts_with("__metadata:")) {
@@ -189,18 +192,14 @@ fn yarn_berry(context: &Context<'_>, package: &Node, lock: &str) -> Step {
         let path = format!("/app/{release}");
         return Step::new("yarn install --immutable", &["node", &path, "install", "--immutable"]);
     }
-    // "yarn@4.5.1+sha512.…" in packageManager is exact; else the format of the lock tells the major version.
+    // "yarn@4.5.1+sha512.…" in packageManager is exact; else the format of the lock tells which yarns wrote it.
     let named = package
         .get("packageManager")
         .and_then(Node::text)
         .and_then(|m| m.strip_prefix("yarn@"));
     let version = match named.and_then(|v| v.split('+').next()).filter(|v| !v.is_empty()) {
         Some(version) => version.to_owned(),
-        None => {
-            let format = lock.lines().find_map(|line| line.trim().strip_prefix("version:"));
-            let format = format.and_then(|f| f.trim().parse::<u32>().ok()).unwrap_or(8);
-            if format < 8 { "3".to_owned() } else { "4".to_owned() }
-        }
+        None => yarn_of_lock(lock).to_owned(),
     };
     let tool = format!("@yarnpkg/cli-dist@{version}");
     Step::new(
@@ -216,6 +215,25 @@ fn yarn_berry(context: &Context<'_>, package: &Node, lock: &str) -> Step {
             "--immutable",
         ],
     )
+}
+
+/// The last yarn that writes this format of lock. A later one would have to rewrite the lock, which `--immutable` forbids.
+fn yarn_of_lock(lock: &str) -> &'static str {
+    let field = |name: &'static str| lock.lines().filter_map(move |line| line.trim().strip_prefix(name));
+    let format = field("version:")
+        .next()
+        .and_then(|f| f.trim().parse().ok())
+        .unwrap_or(u32::MAX);
+    match format {
+        ..=4 => "2",
+        5 => "3.1",
+        6..=7 => "3",
+        // Since 4.1 a checksum begins with its cache key: "10c0/4199…".
+        8 if field("checksum:").next().is_some_and(|sum| !sum.contains('/')) => "4.0",
+        8 => "4.12",
+        9 => "4.14",
+        10.. => "4",
+    }
 }
 
 fn script<'a>(package: &'a Node, name: &str) -> Option<&'a str> {

@@ -9,7 +9,11 @@ fn node_installs_by_the_lock_file() {
     let cases: &[(&str, &str, String)] = &[
         ("package-lock.json", "{}", format!("npm ci --omit=dev {QUIET}")),
         ("npm-shrinkwrap.json", "{}", format!("npm ci --omit=dev {QUIET}")),
-        ("pnpm-lock.yaml", "", "pnpm install --prod --frozen-lockfile".into()),
+        (
+            "pnpm-lock.yaml",
+            "",
+            "pnpm install --prod --frozen-lockfile --store-dir=/app/.berth/cache/pnpm".into(),
+        ),
         (
             "yarn.lock",
             v1,
@@ -21,7 +25,7 @@ fn node_installs_by_the_lock_file() {
         (
             "yarn.lock",
             "__metadata:\n  version: 8\n",
-            "npm exec --yes --package=@yarnpkg/cli-dist@4 -- yarn install --immutable".into(),
+            "npm exec --yes --package=@yarnpkg/cli-dist@4.12 -- yarn install --immutable".into(),
         ),
         (
             "yarn.lock",
@@ -33,6 +37,25 @@ fn node_installs_by_the_lock_file() {
         let plan = ok(&[("package.json", EXPRESS), ("index.js", ""), (lock, text)]);
         assert_eq!(installs(&plan), [install.as_str()], "{lock}");
         assert_eq!(plan.install[0].env["NODE_ENV"], "production");
+    }
+    for (lock, version) in [
+        ("version: 4", "2"),
+        ("version: 5", "3.1"),
+        ("version: 8\n  checksum: 10c0/ab", "4.12"),
+        ("version: 8\n  checksum: ab", "4.0"),
+        ("version: 9", "4.14"),
+        ("version: 10", "4"),
+        ("version: x", "4"),
+    ] {
+        let plan = ok(&[
+            ("package.json", EXPRESS),
+            ("yarn.lock", &format!("__metadata:\n  {lock}\n")),
+        ]);
+        assert_eq!(
+            installs(&plan)[0].split(' ').nth(3),
+            Some(&*format!("--package=@yarnpkg/cli-dist@{version}")),
+            "{lock}"
+        );
     }
     let release = ".yarn/releases/yarn-4.1.0.cjs";
     let plan = ok(&[("package.json", EXPRESS), ("yarn.lock", "__metadata:\n"), (release, "")]);
