@@ -71,7 +71,7 @@ enum Install {
 #[schemars(untagged)]
 #[allow(dead_code)]
 enum Text {
-    Text(String),
+    Words(String),
     Number(f64),
     Switch(bool),
 }
