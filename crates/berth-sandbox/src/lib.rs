@@ -26,6 +26,7 @@ pub mod logs;
 pub mod network;
 pub mod spec;
 
+mod birth;
 mod bundle;
 mod cgroup;
 mod command;

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
+use crate::birth;
 use crate::cgroup::Cgroup;
 use crate::keeper;
 use crate::listening;
@@ -341,7 +342,7 @@ pub(crate) fn read_spec(dir: &Path) -> Result<SandboxSpec, SandboxError> {
 
 /// Connects to the keeper whose folder is `dir`.
 pub(crate) fn connect(dir: &Path, id: &str) -> Result<OwnedFd, SandboxError> {
-    let open = || packet::connect_to(&keeper::socket_path(&File::open(dir)?));
+    let open = || packet::connect_to(&birth::socket_path(&File::open(dir)?));
     open().map_err(|source| SandboxError::Keeper {
         id: id.to_owned(),
         path: dir.join("keeper.sock"),
