@@ -37,8 +37,8 @@ impl Images {
     fn with_nginx() -> Self {
         let images = Self::new();
         for ending in ["erofs", "json"] {
-            let file = format!("images/nginx.{ending}");
-            fs::copy(shared().dir.path().join(&file), images.dir.path().join(&file)).unwrap();
+            let file = format!("nginx.{ending}");
+            fs::copy(shared().join(&file), images.dir.path().join("images").join(&file)).unwrap();
         }
         images
     }
@@ -54,13 +54,15 @@ impl Drop for Images {
     }
 }
 
-/// Built once for all tests of this program.
-fn shared() -> &'static Images {
-    static SHARED: OnceLock<Images> = OnceLock::new();
+/// The folder of an image built once for all tests of this program. It is always the same folder, so that runs do not
+/// pile up images.
+fn shared() -> &'static Path {
+    static SHARED: OnceLock<PathBuf> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let images = Images::new();
-        images.store.build(&recipe(), &mut |_| {}).unwrap();
-        images
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("images");
+        let store = ImageStore::open(dir.clone(), dir.join("mounts")).unwrap();
+        store.build_with(&recipe(), true, &mut |_| {}).unwrap();
+        dir
     })
 }
 
