@@ -1,4 +1,4 @@
-//! Changes made past the mount, failures of S3, and what is left when the process dies.
+//! Changes made past the mount, and a mount whose server died.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod fixture;
@@ -153,8 +153,7 @@ fn own_writes_that_come_back_change_nothing() {
 }
 
 #[test]
-fn saves_that_were_acknowledged_survive_a_kill() {
-    // The mount is dropped without a shutdown: nothing is flushed, as after SIGKILL.
+fn every_one_of_many_saves_is_in_s3_when_close_has_returned() {
     let f = Fixture::new();
     fs::create_dir(f.path("app")).unwrap();
     for n in 0..100 {
