@@ -59,7 +59,10 @@ fn cold(daemon: &Daemon, app: &str, phases: &mut BTreeMap<String, Figures>) -> f
     let recorded = daemon.inspect(app).expect("the app")["last_cold_start"].clone();
     for (phase, value) in recorded.as_object().expect("a time line") {
         if let Some(ms) = value.as_f64() {
-            phases.entry(phase.trim_end_matches("_ms").to_owned()).or_default().add(ms);
+            phases
+                .entry(phase.trim_end_matches("_ms").to_owned())
+                .or_default()
+                .add(ms);
         }
     }
     taken
@@ -104,7 +107,9 @@ pub fn wait_answer(port: u16) {
     while Instant::now() < end {
         if let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) {
             let mut byte = [0];
-            stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("a request");
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                .expect("a request");
             stream.read_exact(&mut byte).expect("an answer");
             return;
         }

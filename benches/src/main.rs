@@ -13,14 +13,23 @@ mod proxy;
 use anyhow::{Context, bail};
 
 fn main() -> anyhow::Result<()> {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
     let all = ["cold-start", "proxy", "memory"];
     if let Some(unknown) = wanted.iter().find(|name| !all.contains(&name.as_str())) {
         bail!("no benchmark {unknown}; there are {}", all.join(", "));
     }
     let berth = binary()?;
-    for name in all.into_iter().filter(|name| wanted.is_empty() || wanted.iter().any(|w| w == name)) {
-        println!("\n== {name} (load {})", std::fs::read_to_string("/proc/loadavg")?.trim());
+    for name in all
+        .into_iter()
+        .filter(|name| wanted.is_empty() || wanted.iter().any(|w| w == name))
+    {
+        println!(
+            "\n== {name} (load {})",
+            std::fs::read_to_string("/proc/loadavg")?.trim()
+        );
         match name {
             "cold-start" => cold_start::run(&berth)?,
             "proxy" => proxy::run(&berth)?,
@@ -36,5 +45,9 @@ fn binary() -> anyhow::Result<String> {
     if !beside.exists() {
         bail!("{} is missing: cargo build -p berth", beside.display());
     }
-    beside.into_os_string().into_string().ok().context("the path of the binary is no text")
+    beside
+        .into_os_string()
+        .into_string()
+        .ok()
+        .context("the path of the binary is no text")
 }

@@ -35,7 +35,11 @@ pub fn run(berth: &str) -> anyhow::Result<()> {
     }
     direct.print("straight to the app", None);
     edge.print("through the edge", Some(&direct));
-    println!("{:<34} {:.3} ms", "added by the edge, median", edge.median() - direct.median());
+    println!(
+        "{:<34} {:.3} ms",
+        "added by the edge, median",
+        edge.median() - direct.median()
+    );
     Ok(())
 }
 
@@ -49,7 +53,10 @@ impl Connection {
     fn open(port: u16, path: &str) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, request: format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes() })
+        Ok(Self {
+            stream,
+            request: format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes(),
+        })
     }
 
     /// One request; milliseconds until its answer has come whole.
@@ -60,7 +67,11 @@ impl Connection {
         let mut block = [0; 1024];
         while !complete(&answer) {
             let read = self.stream.read(&mut block)?;
-            anyhow::ensure!(read > 0, "the connection was closed: {}", String::from_utf8_lossy(&answer));
+            anyhow::ensure!(
+                read > 0,
+                "the connection was closed: {}",
+                String::from_utf8_lossy(&answer)
+            );
             answer.extend_from_slice(&block[..read]);
         }
         Ok(begun.elapsed().as_secs_f64() * 1e3)
@@ -69,7 +80,9 @@ impl Connection {
 
 /// Whether the head and the one byte of body (plain or as a chunk) are there.
 fn complete(answer: &[u8]) -> bool {
-    let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
+    let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else {
+        return false;
+    };
     let body = &answer[end + 4..];
     body == b"x" || body.ends_with(b"0\r\n\r\n")
 }

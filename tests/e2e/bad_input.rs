@@ -25,7 +25,10 @@ fn mistakes_in_manifests_are_named_with_their_place_and_others_go_on() {
     node("broken", "{\n  \"port\": 3000,,\n}\n");
     node("far-port", "{\n  \"port\": 70000\n}\n");
     node("no-type", "{\n  \"type\": \"ruby\"\n}\n");
-    daemon.save("bad-package/package.json", "{\n  \"name\": \"x\"\n  \"version\": \"1\"\n}\n");
+    daemon.save(
+        "bad-package/package.json",
+        "{\n  \"name\": \"x\"\n  \"version\": \"1\"\n}\n",
+    );
     for (app, words) in [
         ("broken", vec!["workspace.json", "line 2"]),
         ("far-port", vec!["70000", "65535", "line 2"]),
@@ -38,7 +41,11 @@ fn mistakes_in_manifests_are_named_with_their_place_and_others_go_on() {
         }
         let answer = daemon.get(&format!("/{app}/"));
         assert_eq!(answer.status, 503, "{app}: {}", answer.text);
-        assert!(!answer.text.contains(daemon.disk().to_str().unwrap()), "{}", answer.text);
+        assert!(
+            !answer.text.contains(daemon.disk().to_str().unwrap()),
+            "{}",
+            answer.text
+        );
     }
     assert_eq!(daemon.get("/fine/").text, "fine");
     let ps = daemon.berth(&["ps"]).stdout;
@@ -47,7 +54,13 @@ fn mistakes_in_manifests_are_named_with_their_place_and_others_go_on() {
 
 #[test]
 fn apps_that_do_not_start_say_why() {
-    let daemon = Daemon::with(BERTH, Options { lines: vec![("apps", "ready_timeout = \"3s\"".into())], ..Options::default() });
+    let daemon = Daemon::with(
+        BERTH,
+        Options {
+            lines: vec![("apps", "ready_timeout = \"3s\"".into())],
+            ..Options::default()
+        },
+    );
     samples::node(&daemon, "fine", "fine");
     samples::node_program(&daemon, "exits", "console.error('I give up'); process.exit(7);");
     samples::node_program(&daemon, "silent", "setInterval(() => {}, 1000);");
@@ -64,7 +77,11 @@ fn apps_that_do_not_start_say_why() {
         let answer = daemon.get(&format!("/{app}/"));
         assert_eq!(answer.status, status, "{app}: {}", answer.text);
         assert!(answer.header("retry-after").is_some(), "{:?}", answer.headers);
-        assert!(!answer.text.contains("I give up"), "a stranger reads the log: {}", answer.text);
+        assert!(
+            !answer.text.contains("I give up"),
+            "a stranger reads the log: {}",
+            answer.text
+        );
         let error = error_of(&daemon, app);
         for word in words {
             assert!(error.contains(word), "{app}: {word:?} is missing in {error:?}");
@@ -92,15 +109,30 @@ fn a_folder_whose_name_is_no_dns_label_is_shown_with_the_reason() {
 fn unknown_apps_are_404_with_a_page_for_people_and_json_for_programs() {
     let daemon = Daemon::start(BERTH);
     let client = daemon.http().client();
-    let page = daemon.http().send(client.get(daemon.url("/nobody/")).header("accept", "text/html")).unwrap();
+    let page = daemon
+        .http()
+        .send(client.get(daemon.url("/nobody/")).header("accept", "text/html"))
+        .unwrap();
     assert_eq!(page.status, 404);
-    assert!(page.header("content-type").unwrap().starts_with("text/html"), "{:?}", page.headers);
-    let problem = daemon.http().send(client.get(daemon.url("/nobody/")).header("accept", "application/json")).unwrap();
+    assert!(
+        page.header("content-type").unwrap().starts_with("text/html"),
+        "{:?}",
+        page.headers
+    );
+    let problem = daemon
+        .http()
+        .send(client.get(daemon.url("/nobody/")).header("accept", "application/json"))
+        .unwrap();
     assert_eq!(problem.status, 404);
     assert_eq!(problem.header("content-type").unwrap(), "application/problem+json");
     let value: serde_json::Value = serde_json::from_str(&problem.text).unwrap();
     assert_eq!(value["status"], 404);
-    for arguments in [vec!["inspect", "nobody"], vec!["logs", "nobody"], vec!["stop", "nobody"], vec!["exec", "nobody", "--", "ls"]] {
+    for arguments in [
+        vec!["inspect", "nobody"],
+        vec!["logs", "nobody"],
+        vec!["stop", "nobody"],
+        vec!["exec", "nobody", "--", "ls"],
+    ] {
         let done = daemon.berth(&arguments);
         assert_eq!(done.code, 3, "{arguments:?}: {}", done.stderr);
         assert!(done.stderr.contains("nobody"), "{}", done.stderr);
@@ -123,7 +155,10 @@ fn a_taken_port_is_named_with_the_way_out() {
     daemon.set_env("BERTH_EDGE_LISTEN", &format!("127.0.0.1:{port}"));
     let (code, said) = refused(daemon);
     assert_eq!(code, 1);
-    assert!(said.contains(&format!("port {port} is taken")) && said.contains("[edge] listen"), "{said}");
+    assert!(
+        said.contains(&format!("port {port} is taken")) && said.contains("[edge] listen"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -159,7 +194,10 @@ fn without_fuse_the_daemon_says_what_is_missing() {
          mknod /dev/null c 1 3 && mknod /dev/urandom c 1 9 && mkdir /dev/shm && exec {BERTH} --config {} serve",
         daemon.config().display()
     );
-    let done = Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+    let done = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.status.code(), Some(1), "{said}");
     assert!(said.contains("/dev/fuse"), "{said}");
@@ -169,10 +207,21 @@ fn without_fuse_the_daemon_says_what_is_missing() {
 fn who_is_not_root_is_told_so() {
     let daemon = Daemon::prepared(BERTH, Options::default());
     // The binary is in a build folder that others may not enter: a copy where they may.
-    let copy = tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).prefix("berth-").tempfile_in("/var/tmp").unwrap();
+    let copy = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .prefix("berth-")
+        .tempfile_in("/var/tmp")
+        .unwrap();
     std::fs::copy(BERTH, copy.path()).unwrap();
     let path = copy.into_temp_path();
-    let done = Command::new(&path).arg("serve").uid(65534).gid(65534).env_remove("BERTH_CONFIG").current_dir("/").output().unwrap();
+    let done = Command::new(&path)
+        .arg("serve")
+        .uid(65534)
+        .gid(65534)
+        .env_remove("BERTH_CONFIG")
+        .current_dir("/")
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.status.code(), Some(1), "{said}");
     assert!(said.contains("root"), "{said}");
@@ -181,7 +230,13 @@ fn who_is_not_root_is_told_so() {
 
 #[test]
 fn a_mistake_in_the_configuration_is_named_with_its_line() {
-    let daemon = Daemon::prepared(BERTH, Options { config: "[limits]\nmemory = \"lots\"\n".into(), ..Options::default() });
+    let daemon = Daemon::prepared(
+        BERTH,
+        Options {
+            config: "[limits]\nmemory = \"lots\"\n".into(),
+            ..Options::default()
+        },
+    );
     let done = daemon.berth(&["config", "check"]);
     assert_eq!(done.code, 2);
     let text = std::fs::read_to_string(daemon.config()).unwrap();

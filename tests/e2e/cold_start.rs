@@ -12,12 +12,17 @@ use berth_harness::{Daemon, Options, samples, wait};
 const BERTH: &str = env!("CARGO_BIN_EXE_berth");
 
 fn idle_after(time: &str) -> Options {
-    Options { lines: vec![("apps", format!("idle_stop = \"{time}\"\nstop_grace = \"2s\""))], ..Options::default() }
+    Options {
+        lines: vec![("apps", format!("idle_stop = \"{time}\"\nstop_grace = \"2s\""))],
+        ..Options::default()
+    }
 }
 
 /// Waits until the daemon knows the app, without starting it.
 fn known(daemon: &Daemon, app: &str) {
-    wait(&format!("{app} to be noticed"), Duration::from_secs(10), || daemon.inspect(app).is_some_and(|app| app["kind"].is_string()));
+    wait(&format!("{app} to be noticed"), Duration::from_secs(10), || {
+        daemon.inspect(app).is_some_and(|app| app["kind"].is_string())
+    });
 }
 
 #[test]
@@ -46,16 +51,28 @@ fn a_post_of_a_megabyte_as_the_first_request_arrives_whole() {
     known(&daemon, "post");
     let body: Vec<u8> = (0..1 << 20).map(|i: u32| (i % 251) as u8).collect();
     let expected = format!("1048576 {}", md5sum(&body));
-    let answer = daemon.http().send(daemon.http().client().post(daemon.url("/post/")).body(body)).unwrap();
+    let answer = daemon
+        .http()
+        .send(daemon.http().client().post(daemon.url("/post/")).body(body))
+        .unwrap();
     assert_eq!((answer.status, answer.text), (200, expected));
 }
 
 /// The digest by coreutils.
 fn md5sum(bytes: &[u8]) -> String {
-    let mut tool = Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("md5sum of coreutils");
+    let mut tool = Command::new("md5sum")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("md5sum of coreutils");
     tool.stdin.take().unwrap().write_all(bytes).unwrap();
     let done = tool.wait_with_output().unwrap();
-    String::from_utf8(done.stdout).unwrap().split(' ').next().unwrap().to_owned()
+    String::from_utf8(done.stdout)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .to_owned()
 }
 
 #[test]
@@ -67,9 +84,16 @@ fn an_idle_app_leaves_nothing_behind_and_the_next_request_starts_it_again() {
     assert!(busy.0.iter().any(|line| line.starts_with("cgroup ")), "{busy:?}");
     daemon.wait_state("sleepy", "cold", Duration::from_secs(20));
     let sandbox_traces = |daemon: &Daemon| {
-        daemon.leftovers().0.into_iter().filter(|line| line.starts_with("cgroup ") || line.starts_with("sandbox ") || line.contains("/sandboxes/")).collect::<Vec<_>>()
+        daemon
+            .leftovers()
+            .0
+            .into_iter()
+            .filter(|line| line.starts_with("cgroup ") || line.starts_with("sandbox ") || line.contains("/sandboxes/"))
+            .collect::<Vec<_>>()
     };
-    wait("the sandbox's traces to go", Duration::from_secs(10), || sandbox_traces(&daemon).is_empty());
+    wait("the sandbox's traces to go", Duration::from_secs(10), || {
+        sandbox_traces(&daemon).is_empty()
+    });
     assert_eq!(daemon.get("/sleepy/").text, "awake");
     assert_eq!(daemon.inspect("sleepy").unwrap()["starts"], 2);
 }
@@ -93,8 +117,19 @@ fn held(daemon: &Daemon) -> Vec<(&'static str, usize)> {
     vec![
         ("descriptors", count(format!("/proc/{}/fd", daemon.pid()))),
         ("threads", count(format!("/proc/{}/task", daemon.pid()))),
-        ("mounts", mounts.lines().filter(|line| line.contains(&*daemon.run_dir().to_string_lossy())).count()),
-        ("links", links.filter(|link| link.file_name().to_string_lossy().starts_with(&own)).count()),
+        (
+            "mounts",
+            mounts
+                .lines()
+                .filter(|line| line.contains(&*daemon.run_dir().to_string_lossy()))
+                .count(),
+        ),
+        (
+            "links",
+            links
+                .filter(|link| link.file_name().to_string_lossy().starts_with(&own))
+                .count(),
+        ),
         ("traces", daemon.leftovers().0.len()),
     ]
 }
@@ -102,7 +137,11 @@ fn held(daemon: &Daemon) -> Vec<(&'static str, usize)> {
 /// Resident memory in KiB.
 fn resident(daemon: &Daemon) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap().to_owned();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS"))
+        .unwrap()
+        .to_owned();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
@@ -112,7 +151,10 @@ fn two_hundred_cycles_leak_nothing() {
     let daemon = Daemon::start(BERTH);
     // The quickest app there is, so that the cycles are about the sandbox.
     daemon.save("cycle/server.py", "import http.server, os\nclass H(http.server.BaseHTTPRequestHandler):\n    def do_GET(self):\n        self.send_response(200); self.end_headers(); self.wfile.write(b'again')\n    def log_message(self, *a): pass\nhttp.server.HTTPServer(('127.0.0.1', int(os.environ['PORT'])), H).serve_forever()\n");
-    daemon.save("cycle/workspace.json", r#"{"type": "python", "command": "exec python3 server.py", "install": false}"#);
+    daemon.save(
+        "cycle/workspace.json",
+        r#"{"type": "python", "command": "exec python3 server.py", "install": false}"#,
+    );
     known(&daemon, "cycle");
     let cycle = || {
         assert_eq!(daemon.get("/cycle/").text, "again");
@@ -122,7 +164,9 @@ fn two_hundred_cycles_leak_nothing() {
     for _ in 0..CYCLES / 10 {
         cycle();
     }
-    wait("the first cycles to be over", Duration::from_secs(10), || daemon.state("cycle") == "cold");
+    wait("the first cycles to be over", Duration::from_secs(10), || {
+        daemon.state("cycle") == "cold"
+    });
     let (before, memory) = (held(&daemon), resident(&daemon));
     for _ in 0..CYCLES {
         cycle();
@@ -130,10 +174,14 @@ fn two_hundred_cycles_leak_nothing() {
     assert_eq!(daemon.inspect("cycle").unwrap()["starts"], CYCLES + CYCLES / 10);
     let mut after = held(&daemon);
     // Idle descriptors and threads come and go by a few; a leak would be hundreds.
-    wait(&format!("what is held to be as before ({before:?}), it is {after:?}"), Duration::from_secs(60), || {
-        after = held(&daemon);
-        before.iter().zip(&after).all(|((_, b), (_, a))| *a <= b + 8)
-    });
+    wait(
+        &format!("what is held to be as before ({before:?}), it is {after:?}"),
+        Duration::from_secs(60),
+        || {
+            after = held(&daemon);
+            before.iter().zip(&after).all(|((_, b), (_, a))| *a <= b + 8)
+        },
+    );
     let grown = resident(&daemon).saturating_sub(memory);
     assert!(grown < 16 << 10, "the daemon grew by {grown} KiB in {CYCLES} cycles");
 }

@@ -24,8 +24,17 @@ fn after_kill_9_everything_saved_is_there_and_nothing_stale_stays() {
         assert_eq!(read, format!("content {number}"));
     }
     assert_eq!(daemon.get("/phoenix/").text, "risen");
-    let sandboxes = |daemon: &Daemon| daemon.leftovers().0.iter().filter(|line| line.starts_with("sandbox ")).count();
-    wait("only the new sandbox to be there", Duration::from_secs(20), || sandboxes(&daemon) == 1);
+    let sandboxes = |daemon: &Daemon| {
+        daemon
+            .leftovers()
+            .0
+            .iter()
+            .filter(|line| line.starts_with("sandbox "))
+            .count()
+    };
+    wait("only the new sandbox to be there", Duration::from_secs(20), || {
+        sandboxes(&daemon) == 1
+    });
     daemon.stop();
     let left = daemon.leftovers();
     assert!(left.is_empty(), "{left:?}");
@@ -44,13 +53,17 @@ fn a_daemon_killed_while_files_are_being_saved_loses_none_that_was_closed() {
         }
         saved
     });
-    wait("some files to be saved", Duration::from_secs(20), || daemon.workspaces().join("busy/50.txt").exists());
+    wait("some files to be saved", Duration::from_secs(20), || {
+        daemon.workspaces().join("busy/50.txt").exists()
+    });
     daemon.kill();
     let saved = writer.join().unwrap();
     assert!(saved >= 50, "{saved}");
     daemon.launch();
     let lost: Vec<u32> = (0..saved)
-        .filter(|n| fs::read_to_string(daemon.workspaces().join(format!("busy/{n}.txt"))).ok() != Some(format!("save {n}")))
+        .filter(|n| {
+            fs::read_to_string(daemon.workspaces().join(format!("busy/{n}.txt"))).ok() != Some(format!("save {n}"))
+        })
         .collect();
     assert!(lost.is_empty(), "lost {lost:?} of {saved}");
 }

@@ -37,9 +37,16 @@ fn a_broken_edit_leaves_the_old_one_answering_and_says_why() {
     assert!(row.contains("ready"), "{row}");
     assert_eq!(daemon.get("/steady/").text, "works");
     let logs = daemon.berth(&["logs", "steady"]);
-    assert!(format!("{}{}", logs.stdout, logs.stderr).contains("SyntaxError"), "{}{}", logs.stdout, logs.stderr);
+    assert!(
+        format!("{}{}", logs.stdout, logs.stderr).contains("SyntaxError"),
+        "{}{}",
+        logs.stdout,
+        logs.stderr
+    );
     samples::node(&daemon, "steady", "mended");
-    wait("the mended edit to show", Duration::from_secs(20), || daemon.get("/steady/").text == "mended");
+    wait("the mended edit to show", Duration::from_secs(20), || {
+        daemon.get("/steady/").text == "mended"
+    });
 }
 
 #[test]
@@ -47,7 +54,10 @@ fn a_broken_workspace_json_keeps_the_last_good_revision_serving() {
     let daemon = Daemon::start(BERTH);
     samples::node(&daemon, "good", "good");
     assert_eq!(daemon.get("/good/").text, "good");
-    daemon.save("good/workspace.json", "{\n  \"port\": 3000,\n  \"comand\": \"node index.js\"\n}\n");
+    daemon.save(
+        "good/workspace.json",
+        "{\n  \"port\": 3000,\n  \"comand\": \"node index.js\"\n}\n",
+    );
     let error = wait_for("the error to be shown", Duration::from_secs(10), || {
         daemon.inspect("good")?["error"]["detail"].as_str().map(str::to_owned)
     });
@@ -62,13 +72,25 @@ fn a_deleted_workspace_disappears_and_a_renamed_one_moves() {
     assert_eq!(daemon.get("/old/").text, "me");
     fs::rename(daemon.workspaces().join("old"), daemon.workspaces().join("new")).unwrap();
     assert_eq!(daemon.get("/new/").text, "me");
-    wait("the old name to be gone", Duration::from_secs(10), || daemon.http().get(&daemon.url("/old/")).status == 404);
-    fs::remove_dir_all(daemon.workspaces().join("new")).unwrap();
-    wait("the app to be gone", Duration::from_secs(10), || daemon.http().get(&daemon.url("/new/")).status == 404);
-    wait("its sandbox to be gone", Duration::from_secs(20), || {
-        !daemon.leftovers().0.iter().any(|line| line.starts_with("cgroup ") || line.starts_with("sandbox "))
+    wait("the old name to be gone", Duration::from_secs(10), || {
+        daemon.http().get(&daemon.url("/old/")).status == 404
     });
-    assert!(daemon.bucket_keys().iter().all(|key| key.starts_with(".berth/")), "{:?}", daemon.bucket_keys());
+    fs::remove_dir_all(daemon.workspaces().join("new")).unwrap();
+    wait("the app to be gone", Duration::from_secs(10), || {
+        daemon.http().get(&daemon.url("/new/")).status == 404
+    });
+    wait("its sandbox to be gone", Duration::from_secs(20), || {
+        !daemon
+            .leftovers()
+            .0
+            .iter()
+            .any(|line| line.starts_with("cgroup ") || line.starts_with("sandbox "))
+    });
+    assert!(
+        daemon.bucket_keys().iter().all(|key| key.starts_with(".berth/")),
+        "{:?}",
+        daemon.bucket_keys()
+    );
 }
 
 #[test]
@@ -77,9 +99,15 @@ fn a_save_by_another_s3_client_is_noticed() {
     samples::node(&daemon, "shared", "from the mount");
     assert_eq!(daemon.get("/shared/").text, "from the mount");
     let new = daemon.disk().join("index.js");
-    fs::write(&new, "require('http').createServer((q, s) => s.end('from elsewhere')).listen(process.env.PORT);").unwrap();
+    fs::write(
+        &new,
+        "require('http').createServer((q, s) => s.end('from elsewhere')).listen(process.env.PORT);",
+    )
+    .unwrap();
     daemon.rclone(&["copyto", new.to_str().unwrap(), "b:shared/index.js"]);
-    wait("the save to be served", Duration::from_secs(20), || daemon.get("/shared/").text == "from elsewhere");
+    wait("the save to be served", Duration::from_secs(20), || {
+        daemon.get("/shared/").text == "from elsewhere"
+    });
     let shown = fs::read_to_string(daemon.workspaces().join("shared/index.js")).unwrap();
     assert!(shown.contains("from elsewhere"), "{shown}");
 }

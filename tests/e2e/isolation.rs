@@ -25,22 +25,49 @@ fn a_sandbox_holds_no_power_and_sees_nothing_of_the_host() {
     let (_, of_exec) = inside(&daemon, "caged", "cat /proc/self/status");
     let (_, of_init) = inside(&daemon, "caged", "cat /proc/1/status");
     for (whose, status) in [("the app", &status), ("exec", &of_exec), ("init", &of_init)] {
-        for line in ["CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "CapBnd:\t0000000000000000", "CapAmb:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        for line in [
+            "CapEff:\t0000000000000000",
+            "CapPrm:\t0000000000000000",
+            "CapBnd:\t0000000000000000",
+            "CapAmb:\t0000000000000000",
+            "NoNewPrivs:\t1",
+            "Seccomp:\t2",
+        ] {
             assert!(status.contains(line), "{whose}: no {line:?} in\n{status}");
         }
     }
-    for path in ["/x", "/usr/x", "/etc/x", "/workspace/x", "/workspace/index.js", "/proc/sys/kernel/hostname"] {
+    for path in [
+        "/x",
+        "/usr/x",
+        "/etc/x",
+        "/workspace/x",
+        "/workspace/index.js",
+        "/proc/sys/kernel/hostname",
+    ] {
         let (code, said) = inside(&daemon, "caged", &format!("echo x > {path}"));
         assert_ne!(code, 0, "{path} was written");
         assert!(!said.is_empty());
     }
-    let (code, said) = inside(&daemon, "caged", "echo x > /app/x && echo x > /tmp/x && cat /app/x /tmp/x");
+    let (code, said) = inside(
+        &daemon,
+        "caged",
+        "echo x > /app/x && echo x > /tmp/x && cat /app/x /tmp/x",
+    );
     assert_eq!((code, said.as_str()), (0, "x\nx\n"));
     let (_, processes) = inside(&daemon, "caged", "ls /proc | grep -c '^[0-9]'");
     assert!(processes.trim().parse::<u32>().unwrap() < 12, "{processes}");
     let host_path = daemon.disk().display();
-    for hidden in [format!("{host_path}"), "/var/lib/berth/s3-credentials".into(), "/run/berth/berth.sock".into(), "/root/.ssh".into()] {
-        assert_ne!(inside(&daemon, "caged", &format!("ls {hidden}")).0, 0, "{hidden} is seen");
+    for hidden in [
+        format!("{host_path}"),
+        "/var/lib/berth/s3-credentials".into(),
+        "/run/berth/berth.sock".into(),
+        "/root/.ssh".into(),
+    ] {
+        assert_ne!(
+            inside(&daemon, "caged", &format!("ls {hidden}")).0,
+            0,
+            "{hidden} is seen"
+        );
     }
     let (_, name) = inside(&daemon, "caged", "cat /proc/sys/kernel/hostname; id -u");
     assert_eq!(name, "caged\n1000\n");
@@ -67,8 +94,16 @@ fn other_apps_the_host_and_private_ranges_are_not_reached_but_registries_are() {
     samples::node(&daemon, "prober", "probing");
     assert_eq!(daemon.get("/victim/").status, 200);
     assert_eq!(daemon.get("/prober/").status, 200);
-    let (_, victim) = inside(&daemon, "victim", "hostname -I 2>/dev/null || cat /proc/net/fib_trie | grep -B1 'host LOCAL' | grep -o '10[.0-9]*' | head -1");
-    let victim = victim.split_whitespace().find(|word| word.starts_with("10.")).expect("the victim's address").to_owned();
+    let (_, victim) = inside(
+        &daemon,
+        "victim",
+        "hostname -I 2>/dev/null || cat /proc/net/fib_trie | grep -B1 'host LOCAL' | grep -o '10[.0-9]*' | head -1",
+    );
+    let victim = victim
+        .split_whitespace()
+        .find(|word| word.starts_with("10."))
+        .expect("the victim's address")
+        .to_owned();
     let on_host = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = on_host.local_addr().unwrap().port();
     let (_, gateway) = inside(&daemon, "prober", "grep -m1 -o '[0-9.]*$' /etc/resolv.conf");
@@ -90,16 +125,29 @@ fn other_apps_the_host_and_private_ranges_are_not_reached_but_registries_are() {
         (gateway.trim(), daemon.s3_port()),
     ] {
         let (code, said) = probe(target, port);
-        assert!(code == 3 || code == 4, "{target}:{port} was reached from a sandbox: {code} {said}");
+        assert!(
+            code == 3 || code == 4,
+            "{target}:{port} was reached from a sandbox: {code} {said}"
+        );
     }
     // The registry that npm on this machine is set to.
-    let done = daemon.berth(&["run", "prober", "--", "sh", "-c", "cd /tmp && npm view is-number@7.0.0 version"]);
+    let done = daemon.berth(&[
+        "run",
+        "prober",
+        "--",
+        "sh",
+        "-c",
+        "cd /tmp && npm view is-number@7.0.0 version",
+    ]);
     assert_eq!((done.code, done.stdout.trim()), (0, "7.0.0"), "{}", done.stderr);
 }
 
 #[test]
 fn a_memory_hog_is_killed_alone() {
-    let limits = Options { config: "[limits]\nmemory = \"64M\"\napp_size = \"16M\"\ntmp_size = \"16M\"\n".into(), ..Options::default() };
+    let limits = Options {
+        config: "[limits]\nmemory = \"64M\"\napp_size = \"16M\"\ntmp_size = \"16M\"\n".into(),
+        ..Options::default()
+    };
     let daemon = Daemon::with(BERTH, limits);
     samples::node(&daemon, "calm", "calm");
     samples::node_program(
@@ -121,14 +169,30 @@ fn a_memory_hog_is_killed_alone() {
 
 #[test]
 fn a_fork_bomb_stays_within_its_limit_and_a_full_app_folder_is_the_apps_own_trouble() {
-    let limits = Options { config: "[limits]\npids = 64\napp_size = \"16M\"\n".into(), ..Options::default() };
+    let limits = Options {
+        config: "[limits]\npids = 64\napp_size = \"16M\"\n".into(),
+        ..Options::default()
+    };
     let daemon = Daemon::with(BERTH, limits);
     samples::node(&daemon, "calm", "calm");
     samples::node(&daemon, "wild", "wild");
     assert_eq!(daemon.get("/wild/").text, "wild");
-    let mut bomb = daemon.command(&["exec", "wild", "--", "sh", "-c", "i=0; while [ $i -lt 500 ]; do sleep 20 & i=$((i+1)); done; wait"]).spawn().unwrap();
+    let mut bomb = daemon
+        .command(&[
+            "exec",
+            "wild",
+            "--",
+            "sh",
+            "-c",
+            "i=0; while [ $i -lt 500 ]; do sleep 20 & i=$((i+1)); done; wait",
+        ])
+        .spawn()
+        .unwrap();
     wait("the bomb to reach the limit", Duration::from_secs(20), || {
-        daemon.inspect("wild").and_then(|app| app["pids"].as_u64()).is_some_and(|pids| pids >= 50)
+        daemon
+            .inspect("wild")
+            .and_then(|app| app["pids"].as_u64())
+            .is_some_and(|pids| pids >= 50)
     });
     let pids = daemon.inspect("wild").unwrap()["pids"].as_u64().unwrap();
     assert!(pids <= 64, "{pids} processes");

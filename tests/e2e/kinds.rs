@@ -43,7 +43,10 @@ fn a_go_app_with_a_module_from_the_proxy() {
         "gopher/main.go",
         "package main\n\nimport (\n\t\"fmt\"\n\t\"net/http\"\n\t\"os\"\n\n\t\"github.com/google/uuid\"\n)\n\nfunc main() {\n\thttp.HandleFunc(\"/\", func(w http.ResponseWriter, r *http.Request) {\n\t\tfmt.Fprint(w, \"go says \", len(uuid.NewString()))\n\t})\n\tpanic(http.ListenAndServe(\":\"+os.Getenv(\"PORT\"), nil))\n}\n",
     );
-    daemon.save("gopher/go.mod", "module gopher\n\ngo 1.24\n\nrequire github.com/google/uuid v1.6.0\n");
+    daemon.save(
+        "gopher/go.mod",
+        "module gopher\n\ngo 1.24\n\nrequire github.com/google/uuid v1.6.0\n",
+    );
     daemon.save(
         "gopher/go.sum",
         "github.com/google/uuid v1.6.0 h1:NIvaJDMOsjHA8n1jAhLSgzrAzy1Hgr+hNrb57e+94F0=\ngithub.com/google/uuid v1.6.0/go.mod h1:TIyPZe4MgqvfeYDBFedMoGGpEw/LqOeaOT+nhxU+yHo=\n",
@@ -60,7 +63,12 @@ fn static_sites_are_served_from_the_mount_and_show_edits_at_once() {
     answers(&daemon, "/plain/", "<p>plain</p>");
     answers(&daemon, "/public-site/", "<p>public</p>");
     let css = answers(&daemon, "/public-site/style.css", "p { color: red }");
-    assert!(css.header("content-type").is_some_and(|kind| kind.starts_with("text/css")), "{:?}", css.headers);
+    assert!(
+        css.header("content-type")
+            .is_some_and(|kind| kind.starts_with("text/css")),
+        "{:?}",
+        css.headers
+    );
     daemon.save("plain/index.html", "<p>changed</p>");
     berth_harness::wait("the edit to show", std::time::Duration::from_secs(5), || {
         daemon.get("/plain/").text.trim() == "<p>changed</p>"
@@ -96,7 +104,8 @@ fn workspace_json_decides_type_port_command_and_environment() {
 #[test]
 fn an_app_is_found_wherever_it_listens_and_two_may_use_one_port() {
     let daemon = Daemon::start(BERTH);
-    let on = |port: &str, text: &str| format!("require('http').createServer((q, s) => s.end('{text}')).listen({port});");
+    let on =
+        |port: &str, text: &str| format!("require('http').createServer((q, s) => s.end('{text}')).listen({port});");
     samples::node_program(&daemon, "odd", &on("5123, '127.0.0.1'", "odd port"));
     samples::node_program(&daemon, "left", &on("3000", "left"));
     samples::node_program(&daemon, "right", &on("3000", "right"));

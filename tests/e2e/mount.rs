@@ -10,8 +10,16 @@ const BERTH: &str = env!("CARGO_BIN_EXE_berth");
 /// Runs a shell script in the folder; it must end well.
 #[track_caller]
 fn sh(folder: &Path, script: &str) -> String {
-    let done = Command::new("sh").args(["-euc", script]).current_dir(folder).env("HOME", "/nonexistent").output().unwrap();
-    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    let done = Command::new("sh")
+        .args(["-euc", script])
+        .current_dir(folder)
+        .env("HOME", "/nonexistent")
+        .output()
+        .unwrap();
+    let (out, err) = (
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr),
+    );
     assert!(done.status.success(), "{script}\n{out}{err}");
     out.into_owned()
 }
@@ -25,12 +33,26 @@ fn editors_and_copying_tools_work_and_s3_holds_what_they_saved() {
     let work = daemon.workspaces().join("work");
     fs::create_dir(&work).unwrap();
     for tool in ["vi", "nano", "sed", "cp", "tar", "rsync", "git"] {
-        let found = Command::new("sh").args(["-c", &format!("command -v {tool}")]).output().unwrap().status.success();
-        assert!(found, "{tool} is missing: apt-get install vim-tiny nano sed coreutils tar rsync git");
+        let found = Command::new("sh")
+            .args(["-c", &format!("command -v {tool}")])
+            .output()
+            .unwrap()
+            .status
+            .success();
+        assert!(
+            found,
+            "{tool} is missing: apt-get install vim-tiny nano sed coreutils tar rsync git"
+        );
     }
-    sh(&work, "echo one > a.txt; echo two >> a.txt; sed -i s/one/ONE/ a.txt; chmod +x a.txt; ln -s a.txt link");
+    sh(
+        &work,
+        "echo one > a.txt; echo two >> a.txt; sed -i s/one/ONE/ a.txt; chmod +x a.txt; ln -s a.txt link",
+    );
     assert_eq!(sh(&work, "cat link"), "ONE\ntwo\n");
-    sh(&work, "vi -es -u NONE -c 's/ONE/by vi/' -c 'wq' a.txt </dev/null || ex -s -c 's/ONE/by vi/' -c 'wq' a.txt");
+    sh(
+        &work,
+        "vi -es -u NONE -c 's/ONE/by vi/' -c 'wq' a.txt </dev/null || ex -s -c 's/ONE/by vi/' -c 'wq' a.txt",
+    );
     assert_eq!(sh(&work, "head -1 a.txt"), "by vi\n");
     sh(&work, NANO);
     assert_eq!(sh(&work, "cat new.txt"), "typed\n");
@@ -41,12 +63,20 @@ fn editors_and_copying_tools_work_and_s3_holds_what_they_saved() {
     }
     let source = source.display();
     sh(&work, &format!("cp -a {source} copied; diff -r {source} copied"));
-    sh(&work, &format!("tar -C {source} -cf - . | (mkdir unpacked && tar -C unpacked -xf -); diff -r {source} unpacked"));
+    sh(
+        &work,
+        &format!("tar -C {source} -cf - . | (mkdir unpacked && tar -C unpacked -xf -); diff -r {source} unpacked"),
+    );
     sh(&work, &format!("rsync -a {source}/ synced/; diff -r {source} synced"));
     let again = sh(&work, &format!("rsync -ai {source}/ synced/"));
     assert_eq!(again, "", "times are kept, so a second rsync has nothing to do");
     let keys = daemon.bucket_keys();
-    for key in ["work/a.txt", "work/copied/deep/er/7.txt", "work/unpacked/deep/er/49.txt", "work/synced/deep/er/0.txt"] {
+    for key in [
+        "work/a.txt",
+        "work/copied/deep/er/7.txt",
+        "work/unpacked/deep/er/49.txt",
+        "work/synced/deep/er/0.txt",
+    ] {
         assert!(keys.contains(&key.to_owned()), "{key} is missing in {keys:?}");
     }
     assert_eq!(daemon.rclone(&["cat", "b:work/a.txt"]), "by vi\ntwo\n");
@@ -58,10 +88,23 @@ fn git_works_in_a_workspace_and_excluded_paths_stay_on_this_host() {
     let work = daemon.workspaces().join("repo");
     fs::create_dir(&work).unwrap();
     let git = "git -c user.name=t -c user.email=t@example.com";
-    sh(&work, &format!("{git} init -q -b main; echo 1 > file; {git} add .; {git} commit -qm first; {git} checkout -qb other; echo 2 > file; {git} commit -qam second; {git} checkout -q main"));
+    sh(
+        &work,
+        &format!(
+            "{git} init -q -b main; echo 1 > file; {git} add .; {git} commit -qm first; {git} checkout -qb other; echo 2 > file; {git} commit -qam second; {git} checkout -q main"
+        ),
+    );
     assert_eq!(sh(&work, "cat file"), "1\n");
-    sh(&work, &format!("{git} checkout -q other; test \"$(cat file)\" = 2; {git} fsck; {git} status --porcelain | wc -l | grep -qx 0"));
-    sh(&work, "mkdir -p node_modules/x dist; echo s > node_modules/x/i.js; echo k > .env; echo l > run.log; echo d > dist/out.js; cat node_modules/x/i.js .env run.log dist/out.js");
+    sh(
+        &work,
+        &format!(
+            "{git} checkout -q other; test \"$(cat file)\" = 2; {git} fsck; {git} status --porcelain | wc -l | grep -qx 0"
+        ),
+    );
+    sh(
+        &work,
+        "mkdir -p node_modules/x dist; echo s > node_modules/x/i.js; echo k > .env; echo l > run.log; echo d > dist/out.js; cat node_modules/x/i.js .env run.log dist/out.js",
+    );
     let keys = daemon.bucket_keys();
     let stored: Vec<_> = keys.iter().filter(|key| !key.starts_with(".berth/")).collect();
     assert_eq!(stored, ["repo/file"]);
@@ -74,9 +117,18 @@ fn a_mapped_file_a_sparse_one_and_a_large_one_read_as_written() {
     let daemon = Daemon::start(BERTH);
     let work = daemon.workspaces().join("big");
     fs::create_dir(&work).unwrap();
-    sh(&work, "head -c 41943040 /dev/urandom > large; md5sum < large > large.md5; md5sum < large | diff - large.md5");
-    sh(&work, "truncate -s 100000 sparse; printf x | dd of=sparse bs=1 seek=50000 conv=notrunc status=none; test $(stat -c %s sparse) = 100000");
-    sh(&work, "python3 -c \"import mmap; f=open('large','rb'); m=mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); import hashlib; print(hashlib.md5(m).hexdigest(), ' -')\" | diff - large.md5");
+    sh(
+        &work,
+        "head -c 41943040 /dev/urandom > large; md5sum < large > large.md5; md5sum < large | diff - large.md5",
+    );
+    sh(
+        &work,
+        "truncate -s 100000 sparse; printf x | dd of=sparse bs=1 seek=50000 conv=notrunc status=none; test $(stat -c %s sparse) = 100000",
+    );
+    sh(
+        &work,
+        "python3 -c \"import mmap; f=open('large','rb'); m=mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); import hashlib; print(hashlib.md5(m).hexdigest(), ' -')\" | diff - large.md5",
+    );
     let by_s3 = daemon.rclone(&["md5sum", "b:big/sparse"]);
     let local = sh(&work, "md5sum sparse");
     assert_eq!(by_s3.split_whitespace().next(), local.split_whitespace().next());

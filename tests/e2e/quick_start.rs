@@ -12,18 +12,29 @@ fn the_quick_start_works_word_for_word_and_dependencies_exist_in_the_sandbox_onl
     let daemon = Daemon::start(BERTH);
     samples::quick_start(&daemon, "myapp");
     let answer = daemon.get("/myapp/");
-    assert_eq!((answer.status, answer.text.as_str()), (200, "Hello from S3!"), "{}", daemon.berth(&["logs", "myapp"]).stdout);
+    assert_eq!(
+        (answer.status, answer.text.as_str()),
+        (200, "Hello from S3!"),
+        "{}",
+        daemon.berth(&["logs", "myapp"]).stdout
+    );
 
     let inside = daemon.berth(&["exec", "myapp", "--", "cat", "/app/node_modules/express/package.json"]);
     assert_eq!(inside.code, 0, "express is installed in the sandbox: {}", inside.stderr);
 
     let keys = daemon.bucket_keys();
     assert!(keys.contains(&"myapp/package.json".to_owned()), "{keys:?}");
-    let foreign: Vec<_> = keys.iter().filter(|key| key.contains("express") || key.contains("node_modules")).collect();
+    let foreign: Vec<_> = keys
+        .iter()
+        .filter(|key| key.contains("express") || key.contains("node_modules"))
+        .collect();
     assert!(foreign.is_empty(), "{foreign:?}");
 
     // Folders of other test programs' caches (`~/.npm`, the images' own npm) are files of packages, not installed dependencies.
-    let found = Command::new("find").args(["/", "-xdev", "-type", "d", "-path", "*/node_modules/express"]).output().unwrap();
+    let found = Command::new("find")
+        .args(["/", "-xdev", "-type", "d", "-path", "*/node_modules/express"])
+        .output()
+        .unwrap();
     let own = daemon.disk().to_str().unwrap();
     let on_disk: Vec<_> = std::str::from_utf8(&found.stdout)
         .unwrap()

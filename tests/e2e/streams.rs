@@ -28,18 +28,32 @@ server.listen(process.env.PORT);
 
 #[test]
 fn a_websocket_wakes_a_cold_app_and_keeps_it_awake() {
-    let daemon = Daemon::with(BERTH, Options { lines: vec![("apps", "idle_stop = \"1s\"".into())], ..Options::default() });
+    let daemon = Daemon::with(
+        BERTH,
+        Options {
+            lines: vec![("apps", "idle_stop = \"1s\"".into())],
+            ..Options::default()
+        },
+    );
     samples::node_program(&daemon, "echo", ECHO);
-    berth_harness::wait("the app to be noticed", Duration::from_secs(10), || daemon.inspect("echo").is_some_and(|app| app["kind"].is_string()));
+    berth_harness::wait("the app to be noticed", Duration::from_secs(10), || {
+        daemon.inspect("echo").is_some_and(|app| app["kind"].is_string())
+    });
     let url = format!("ws://127.0.0.1:{}/echo/chat", daemon.edge_port());
     daemon.http().block_on(async {
-        let (mut socket, _) = tokio_tungstenite::connect_async(url).await.expect("a WebSocket as the very first request");
+        let (mut socket, _) = tokio_tungstenite::connect_async(url)
+            .await
+            .expect("a WebSocket as the very first request");
         let end = Instant::now() + Duration::from_secs(4);
         let mut count = 0;
         // Longer than the app may idle: an open WebSocket is no idling.
         while Instant::now() < end {
             socket.send(Message::text(format!("m{count}"))).await.unwrap();
-            let echo = tokio::time::timeout(Duration::from_secs(5), socket.next()).await.unwrap().unwrap().unwrap();
+            let echo = tokio::time::timeout(Duration::from_secs(5), socket.next())
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap();
             assert_eq!(echo.to_text().unwrap(), format!("m{count}"));
             count += 1;
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -64,7 +78,11 @@ fn events_arrive_one_by_one() {
         let begun = Instant::now();
         let first = response.chunk().await.unwrap().unwrap();
         assert_eq!(&first[..], b"data: one\n\n");
-        assert!(begun.elapsed() < Duration::from_millis(1200), "the first event was held back {:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() < Duration::from_millis(1200),
+            "the first event was held back {:?}",
+            begun.elapsed()
+        );
         assert_eq!(&response.chunk().await.unwrap().unwrap()[..], b"data: two\n\n");
     });
 }
@@ -96,7 +114,15 @@ fn a_hundred_megabytes_stream_both_ways_without_growing_the_daemon() {
             down += chunk.len();
         }
         let blocks = futures::stream::iter((0..100).map(|_| Ok::<_, std::io::Error>(vec![1_u8; 1 << 20])));
-        let up = client.post(&url).body(reqwest::Body::wrap_stream(blocks)).send().await.unwrap().text().await.unwrap();
+        let up = client
+            .post(&url)
+            .body(reqwest::Body::wrap_stream(blocks))
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
         (down, up)
     });
     assert_eq!((down, up), (SIZE, SIZE.to_string()));

@@ -87,7 +87,10 @@ pub(crate) fn snapshot(api: &Api, name: &AppName) -> Result<AppSnapshot, ApiErro
 }
 
 async fn nothing() -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "no such call; is the command line as new as the daemon?")
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "no such call; is the command line as new as the daemon?",
+    )
 }
 
 async fn status(State(api): State<Api>) -> Json<DaemonStatus> {
@@ -95,7 +98,10 @@ async fn status(State(api): State<Api>) -> Json<DaemonStatus> {
 }
 
 async fn list(State(api): State<Api>) -> Json<AppList> {
-    Json(AppList { apps: api.host.apps(), invalid: api.host.invalid() })
+    Json(AppList {
+        apps: api.host.apps(),
+        invalid: api.host.invalid(),
+    })
 }
 
 async fn one(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<AppSnapshot>, ApiError> {
@@ -138,15 +144,23 @@ struct LogsQuery {
 /// Lines shown when nobody says how many.
 const DEFAULT_TAIL: usize = 1000;
 
-async fn logs(State(api): State<Api>, Path(name): Path<String>, Query(query): Query<LogsQuery>) -> Result<Response, ApiError> {
+async fn logs(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Query(query): Query<LogsQuery>,
+) -> Result<Response, ApiError> {
     let app = parse_name(&name)?;
     let dir = api.log_dir.join(app.as_str());
     // An app that is gone may still have logs to read.
     if !dir.exists() {
         snapshot(&api, &app)?;
     }
-    stream::logs(&dir, query.tail.unwrap_or(DEFAULT_TAIL), query.follow)
-        .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read the logs in {}: {error}", dir.display())))
+    stream::logs(&dir, query.tail.unwrap_or(DEFAULT_TAIL), query.follow).map_err(|error| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("cannot read the logs in {}: {error}", dir.display()),
+        )
+    })
 }
 
 #[derive(Deserialize)]

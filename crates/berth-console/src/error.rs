@@ -17,11 +17,17 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self {
+            status,
+            message: message.into(),
+        }
     }
 
     pub(crate) fn no_such_app(name: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, format!("there is no app {name}; `berth ps` lists them"))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            format!("there is no app {name}; `berth ps` lists them"),
+        )
     }
 }
 

@@ -84,12 +84,19 @@ impl Frame {
             0 => Frame::Stdin(payload),
             1 => Frame::StdinEnd,
             2 => Frame::Resize(serde_json::from_slice(&payload)?),
-            3 => Frame::Signal(i32::from_be_bytes(payload.as_ref().try_into().map_err(io::Error::other)?)),
+            3 => Frame::Signal(i32::from_be_bytes(
+                payload.as_ref().try_into().map_err(io::Error::other)?,
+            )),
             16 => Frame::Stdout(payload),
             17 => Frame::Stderr(payload),
             18 => Frame::Exit(serde_json::from_slice(&payload)?),
             19 => Frame::Failure(String::from_utf8_lossy(&payload).into_owned()),
-            other => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of unknown kind {other}"))),
+            other => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("frame of unknown kind {other}"),
+                ));
+            }
         })
     }
 }
@@ -124,7 +131,10 @@ pub async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Fram
     }
     let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
     if length > MAX_PAYLOAD {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of {length} bytes is over the limit")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("frame of {length} bytes is over the limit"),
+        ));
     }
     let mut payload = vec![0; length];
     from.read_exact(&mut payload).await?;
@@ -145,7 +155,10 @@ mod tests {
             Frame::Signal(2),
             Frame::Stdout(Bytes::from(vec![7; MAX_PAYLOAD])),
             Frame::Stderr(Bytes::new()),
-            Frame::Exit(Ending { code: 3, text: "exit code 3".into() }),
+            Frame::Exit(Ending {
+                code: 3,
+                text: "exit code 3".into(),
+            }),
             Frame::Failure("no such app".into()),
         ];
         let (mut near, mut far) = tokio::io::duplex(1024);
@@ -164,9 +177,18 @@ mod tests {
 
     #[tokio::test]
     async fn nonsense_is_refused_and_never_allocated_for() {
-        for bytes in [&[0, 255, 255, 255, 255][..], &[99, 0, 0, 0, 0], &[3, 0, 0, 0, 1, 1], &[2, 0, 0, 0, 1, b'x']] {
+        for bytes in [
+            &[0, 255, 255, 255, 255][..],
+            &[99, 0, 0, 0, 0],
+            &[3, 0, 0, 0, 1, 1],
+            &[2, 0, 0, 0, 1, b'x'],
+        ] {
             assert!(read(&mut &bytes[..]).await.is_err(), "{bytes:?}");
         }
-        assert!(write(&mut Vec::new(), &Frame::Stdin(Bytes::from(vec![0; MAX_PAYLOAD + 1]))).await.is_err());
+        assert!(
+            write(&mut Vec::new(), &Frame::Stdin(Bytes::from(vec![0; MAX_PAYLOAD + 1])))
+                .await
+                .is_err()
+        );
     }
 }

@@ -15,7 +15,9 @@ use tokio::net::{UnixListener, UnixStream};
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// A daemon answers on it.
-    #[error("another berth daemon serves on {path}; stop it first, or give this one its own [paths] run and [admin] socket")]
+    #[error(
+        "another berth daemon serves on {path}; stop it first, or give this one its own [paths] run and [admin] socket"
+    )]
     Taken {
         /// The socket.
         path: PathBuf,
@@ -36,9 +38,14 @@ pub enum ListenError {
 /// [`ListenError::Taken`] if a daemon answers there.
 pub async fn bind(path: &Path, group: &str) -> Result<UnixListener, ListenError> {
     if UnixStream::connect(path).await.is_ok() {
-        return Err(ListenError::Taken { path: path.to_path_buf() });
+        return Err(ListenError::Taken {
+            path: path.to_path_buf(),
+        });
     }
-    make(path, group).map_err(|source| ListenError::Bind { path: path.to_path_buf(), source })
+    make(path, group).map_err(|source| ListenError::Bind {
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 fn make(path: &Path, group: &str) -> io::Result<UnixListener> {

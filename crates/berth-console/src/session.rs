@@ -51,8 +51,12 @@ pub(crate) struct SessionQuery {
 
 impl SessionQuery {
     fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        serde_json::from_str(&self.request)
-            .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, format!("the request is not understood: {error}")))
+        serde_json::from_str(&self.request).map_err(|error| {
+            ApiError::new(
+                StatusCode::BAD_REQUEST,
+                format!("the request is not understood: {error}"),
+            )
+        })
     }
 }
 
@@ -90,7 +94,12 @@ pub(crate) async fn run(
         .run(RunRequest {
             app,
             install: wanted.install,
-            exec: ExecRequest { argv: wanted.argv, env: wanted.env, cwd: None, tty: wanted.tty },
+            exec: ExecRequest {
+                argv: wanted.argv,
+                env: wanted.env,
+                cwd: None,
+                tty: wanted.tty,
+            },
         })
         .await?;
     let (session, keep) = run.into_parts();
@@ -99,9 +108,15 @@ pub(crate) async fn run(
 
 /// Answers 101 and carries the session on a task of its own; `keep` is dropped when it ends.
 fn upgrade(mut request: Request, session: ExecSession, keep: impl Send + 'static) -> Result<Response, ApiError> {
-    let asked = request.headers().get(header::UPGRADE).is_some_and(|value| value == frames::PROTOCOL);
+    let asked = request
+        .headers()
+        .get(header::UPGRADE)
+        .is_some_and(|value| value == frames::PROTOCOL);
     if !asked {
-        return Err(ApiError::new(StatusCode::UPGRADE_REQUIRED, format!("this call needs `Upgrade: {}`", frames::PROTOCOL)));
+        return Err(ApiError::new(
+            StatusCode::UPGRADE_REQUIRED,
+            format!("this call needs `Upgrade: {}`", frames::PROTOCOL),
+        ));
     }
     let upgrading = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -113,8 +128,12 @@ fn upgrade(mut request: Request, session: ExecSession, keep: impl Send + 'static
     });
     let mut answer = Response::new(Body::empty());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    answer.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(frames::PROTOCOL));
-    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    answer
+        .headers_mut()
+        .insert(header::UPGRADE, HeaderValue::from_static(frames::PROTOCOL));
+    answer
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     Ok(answer)
 }
 
@@ -156,8 +175,11 @@ async fn carry(
 ) -> Frame {
     let (orders_in, mut orders) = mpsc::channel(16);
     let reader = tokio::spawn(read_client(from_client, descriptors.input, orders_in));
-    let outputs: Vec<_> =
-        descriptors.outputs.into_iter().map(|(from, wrap)| tokio::spawn(copy_output(from, wrap, out.clone()))).collect();
+    let outputs: Vec<_> = descriptors
+        .outputs
+        .into_iter()
+        .map(|(from, wrap)| tokio::spawn(copy_output(from, wrap, out.clone())))
+        .collect();
     let ending = loop {
         tokio::select! {
             ended = session.wait() => break match ended {
@@ -233,12 +255,18 @@ impl Descriptors {
         if let Some(terminal) = &session.terminal {
             // The session keeps the terminal too: it changes the window's size on it.
             let terminal = Arc::new(Descriptor::new(terminal.try_clone()?)?);
-            return Ok(Self { input: Arc::clone(&terminal), outputs: vec![(terminal, Frame::Stdout)] });
+            return Ok(Self {
+                input: Arc::clone(&terminal),
+                outputs: vec![(terminal, Frame::Stdout)],
+            });
         }
         let input = Arc::new(Descriptor::new(session.stdin.take().ok_or_else(missing)?)?);
         let stdout = Arc::new(Descriptor::new(session.stdout.take().ok_or_else(missing)?)?);
         let stderr = Arc::new(Descriptor::new(session.stderr.take().ok_or_else(missing)?)?);
-        Ok(Self { input, outputs: vec![(stdout, Frame::Stdout), (stderr, Frame::Stderr)] })
+        Ok(Self {
+            input,
+            outputs: vec![(stdout, Frame::Stdout), (stderr, Frame::Stderr)],
+        })
     }
 }
 
@@ -253,12 +281,17 @@ impl Descriptor {
     }
 
     async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?)).await
+        self.0
+            .async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?))
+            .await
     }
 
     async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let written = self.0.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?)).await?;
+            let written = self
+                .0
+                .async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?))
+                .await?;
             bytes = &bytes[written..];
         }
         Ok(())

@@ -20,7 +20,11 @@ fn lines<T: Serialize>(values: impl Stream<Item = T> + Send + 'static) -> Respon
         line.push(b'\n');
         Ok::<_, Infallible>(Bytes::from(line))
     });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(chunks)).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        Body::from_stream(chunks),
+    )
+        .into_response()
 }
 
 /// The last `tail` lines of the logs in `dir`, and with `follow` those to come.
@@ -36,13 +40,18 @@ pub(crate) fn logs(dir: &Path, tail: usize, follow: bool) -> std::io::Result<Res
 }
 
 /// The host's recent events, and with `follow` those to come. An app's name keeps only its own.
-pub(crate) fn events(past: Vec<HostEvent>, to_come: Option<broadcast::Receiver<HostEvent>>, app: Option<String>) -> Response {
+pub(crate) fn events(
+    past: Vec<HostEvent>,
+    to_come: Option<broadcast::Receiver<HostEvent>>,
+    app: Option<String>,
+) -> Response {
     let wanted = move |event: &HostEvent| app.as_ref().is_none_or(|app| *app == event.app);
     let past = futures::stream::iter(past);
     let Some(receiver) = to_come else {
         return lines(past.filter(move |event| std::future::ready(wanted(event))));
     };
     // A client so slow that events were dropped for it misses those; it is told nothing wrong.
-    let live = tokio_stream::wrappers::BroadcastStream::new(receiver).filter_map(|event| std::future::ready(event.ok()));
+    let live =
+        tokio_stream::wrappers::BroadcastStream::new(receiver).filter_map(|event| std::future::ready(event.ok()));
     lines(past.chain(live).filter(move |event| std::future::ready(wanted(event))))
 }

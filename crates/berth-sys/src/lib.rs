@@ -1,9 +1,9 @@
 #![allow(unsafe_code)]
 //! berth-sys.
 
-pub mod loopdev;
 pub mod link;
+pub mod loopdev;
 pub mod netns;
-pub mod process;
 pub mod packet;
+pub mod process;
 pub mod terminal;

@@ -17,7 +17,11 @@ pub enum Fork {
 }
 
 fn cvt(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// Whether this process has one thread only.
@@ -29,7 +33,11 @@ pub fn single_threaded() -> bool {
 }
 
 fn require_single_thread() -> io::Result<()> {
-    if single_threaded() { Ok(()) } else { Err(io::Error::other("this process has more than one thread")) }
+    if single_threaded() {
+        Ok(())
+    } else {
+        Err(io::Error::other("this process has more than one thread"))
+    }
 }
 
 /// Forks this single-threaded process.
@@ -74,7 +82,11 @@ pub fn exit_now(code: i32) -> ! {
 #[must_use]
 pub fn exec(program: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
-        strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
+        strings
+            .iter()
+            .map(|s| s.as_ptr())
+            .chain(std::iter::once(std::ptr::null()))
+            .collect()
     };
     let (argv, env) = (pointers(argv), pointers(env));
     // SAFETY: both arrays are null-terminated and point to C strings that live until execve returns or replaces us.
@@ -163,7 +175,11 @@ pub fn ignore_broken_pipes() {
 /// # Errors
 /// When the kernel is older than 5.9.
 pub fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
-    let mut keep: Vec<libc::c_uint> = keep.iter().filter_map(|fd| libc::c_uint::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
+    let mut keep: Vec<libc::c_uint> = keep
+        .iter()
+        .filter_map(|fd| libc::c_uint::try_from(*fd).ok())
+        .filter(|fd| *fd > 2)
+        .collect();
     keep.sort_unstable();
     let mut from: libc::c_uint = 3;
     for fd in keep {
@@ -200,7 +216,15 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
 /// `ESRCH` when the process has ended.
 pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: no siginfo is passed; the borrow keeps the descriptor open.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
     cvt(result as libc::c_int).map(drop)
 }
 
@@ -271,7 +295,12 @@ pub fn take_terminal(terminal: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// `ENOTTY` when it is none.
 pub fn set_terminal_size(terminal: BorrowedFd<'_>, rows: u16, cols: u16) -> io::Result<()> {
-    let size = libc::winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: TIOCSWINSZ reads one winsize, which is on our stack.
     cvt(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
 }
@@ -285,7 +314,13 @@ pub fn open_slave(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // SAFETY: TIOCSPTLCK reads one int.
     cvt(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock) })?;
     // SAFETY: TIOCGPTPEER takes open flags and returns a new descriptor.
-    let fd = cvt(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) })?;
+    let fd = cvt(unsafe {
+        libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCGPTPEER,
+            libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC,
+        )
+    })?;
     // SAFETY: just made, owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

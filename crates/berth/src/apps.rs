@@ -29,7 +29,11 @@ impl HostedApps {
             while changes.changed().await.is_ok() {
                 let next = {
                     let routes = changes.borrow_and_update();
-                    let hosts: Vec<_> = routes.hosts.iter().map(|(host, app)| (host.clone(), app.clone())).collect();
+                    let hosts: Vec<_> = routes
+                        .hosts
+                        .iter()
+                        .map(|(host, app)| (host.clone(), app.clone()))
+                        .collect();
                     Arc::new(RouteTable::new(&domain_of_table, routes.apps.iter().cloned(), hosts))
                 };
                 *shared.write() = next;
@@ -82,14 +86,18 @@ impl Upstream for Target {
 fn refusal(error: AcquireError) -> Refusal {
     match error {
         AcquireError::NoSuchApp => Refusal::NoSuchApp,
-        AcquireError::Failed { reason, retry_after } => {
-            Refusal::Failed { public: reason.public, retry_after: (retry_after > Duration::ZERO).then_some(retry_after) }
-        }
+        AcquireError::Failed { reason, retry_after } => Refusal::Failed {
+            public: reason.public,
+            retry_after: (retry_after > Duration::ZERO).then_some(retry_after),
+        },
         AcquireError::Timeout { waited } => Refusal::StartTimeout { waited },
-        AcquireError::Stopping => {
-            Refusal::Failed { public: "The app was stopped.".into(), retry_after: Some(Duration::from_secs(1)) }
-        }
+        AcquireError::Stopping => Refusal::Failed {
+            public: "The app was stopped.".into(),
+            retry_after: Some(Duration::from_secs(1)),
+        },
         AcquireError::ShuttingDown => Refusal::ShuttingDown,
-        AcquireError::TooMany => Refusal::TooMany { retry_after: Some(Duration::from_secs(1)) },
+        AcquireError::TooMany => Refusal::TooMany {
+            retry_after: Some(Duration::from_secs(1)),
+        },
     }
 }

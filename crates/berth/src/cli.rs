@@ -122,7 +122,12 @@ pub struct Exec {
     /// The app's name
     pub name: String,
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
     pub command: Vec<String>,
 }
 
@@ -249,11 +254,15 @@ mod tests {
     #[test]
     fn a_command_after_the_name_keeps_its_own_options() {
         let cli = Cli::try_parse_from(["berth", "exec", "-it", "api", "--", "ls", "-la"]).unwrap();
-        let Command::Exec(exec) = cli.command else { panic!("no exec") };
+        let Command::Exec(exec) = cli.command else {
+            panic!("no exec")
+        };
         assert!(exec.interactive && exec.tty);
         assert_eq!(exec.command, ["ls", "-la"]);
         let cli = Cli::try_parse_from(["berth", "exec", "api", "ls", "-t"]).unwrap();
-        let Command::Exec(exec) = cli.command else { panic!("no exec") };
+        let Command::Exec(exec) = cli.command else {
+            panic!("no exec")
+        };
         assert!(!exec.tty);
         assert_eq!(exec.command, ["ls", "-t"]);
     }

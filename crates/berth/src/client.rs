@@ -72,17 +72,28 @@ impl Client {
         Err(refusal(response.status(), response.into_body()).await)
     }
 
-    async fn exchange(&self, request: hyper::http::Result<Request<Empty<Bytes>>>) -> Result<hyper::Response<Incoming>, Failure> {
-        let request = request.map_err(|error| Failure::usage(format!("this cannot be asked of the daemon: {error}")))?;
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| unreachable(&self.socket, &error))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    async fn exchange(
+        &self,
+        request: hyper::http::Result<Request<Empty<Bytes>>>,
+    ) -> Result<hyper::Response<Incoming>, Failure> {
+        let request =
+            request.map_err(|error| Failure::usage(format!("this cannot be asked of the daemon: {error}")))?;
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|error| unreachable(&self.socket, &error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(broken)?;
         tokio::spawn(connection.with_upgrades());
         sender.send_request(request).await.map_err(broken)
     }
 }
 
 fn request(method: Method, path: &str) -> hyper::http::request::Builder {
-    Request::builder().method(method).uri(path).header(header::HOST, "berth")
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "berth")
 }
 
 /// Makes a value safe in a path or query.
@@ -92,7 +103,8 @@ pub fn encode(text: &str) -> String {
 
 async fn parse<T: DeserializeOwned>(body: Incoming) -> Result<T, Failure> {
     let bytes = body.collect().await.map_err(broken)?.to_bytes();
-    serde_json::from_slice(&bytes).map_err(|error| Failure::failed(format!("the daemon's answer is not understood: {error}")))
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Failure::failed(format!("the daemon's answer is not understood: {error}")))
 }
 
 async fn refusal(status: StatusCode, body: Incoming) -> Failure {
@@ -100,7 +112,11 @@ async fn refusal(status: StatusCode, body: Incoming) -> Failure {
     struct Refusal {
         error: String,
     }
-    let bytes = body.collect().await.map(|collected| collected.to_bytes()).unwrap_or_default();
+    let bytes = body
+        .collect()
+        .await
+        .map(|collected| collected.to_bytes())
+        .unwrap_or_default();
     let message = serde_json::from_slice::<Refusal>(&bytes).map_or_else(
         |_| format!("the daemon answered {status}: {}", String::from_utf8_lossy(&bytes)),
         |refusal| refusal.error,
@@ -120,9 +136,9 @@ fn unreachable(socket: &Path, error: &std::io::Error) -> Failure {
     use std::io::ErrorKind;
     let socket = socket.display();
     match error.kind() {
-        ErrorKind::PermissionDenied => {
-            Failure::no_daemon(format!("no right to use {socket}: be root or join the group that owns it"))
-        }
+        ErrorKind::PermissionDenied => Failure::no_daemon(format!(
+            "no right to use {socket}: be root or join the group that owns it"
+        )),
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
             Failure::no_daemon(format!("no daemon answers on {socket}; start one with `berth serve`"))
         }

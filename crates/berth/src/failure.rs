@@ -12,27 +12,42 @@ pub struct Failure {
 impl Failure {
     /// It did not work (1).
     pub fn failed(message: impl Into<String>) -> Self {
-        Self { code: 1, message: message.into() }
+        Self {
+            code: 1,
+            message: message.into(),
+        }
     }
 
     /// What was typed or configured is wrong (2).
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { code: 2, message: message.into() }
+        Self {
+            code: 2,
+            message: message.into(),
+        }
     }
 
     /// There is no such app or image (3).
     pub fn not_found(message: impl Into<String>) -> Self {
-        Self { code: 3, message: message.into() }
+        Self {
+            code: 3,
+            message: message.into(),
+        }
     }
 
     /// No daemon answers (4).
     pub fn no_daemon(message: impl Into<String>) -> Self {
-        Self { code: 4, message: message.into() }
+        Self {
+            code: 4,
+            message: message.into(),
+        }
     }
 
     /// The command to run in a sandbox is not there (127, as in a shell).
     pub fn no_command(message: impl Into<String>) -> Self {
-        Self { code: 127, message: message.into() }
+        Self {
+            code: 127,
+            message: message.into(),
+        }
     }
 
     /// An error with all its causes (1).

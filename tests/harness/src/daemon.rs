@@ -81,18 +81,36 @@ impl Daemon {
     /// Folders and configuration without a running process; [`Self::launch`] starts it.
     #[must_use]
     pub fn prepared(berth: &str, options: Options) -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "the end-to-end tests make mounts and namespaces: run them as root");
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "the end-to-end tests make mounts and namespaces: run them as root"
+        );
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let unique = std::process::id().wrapping_mul(16).wrapping_add(number);
         let instance = format!("t{:x}", unique & 0x0fff_ffff);
-        let disk = tempfile::Builder::new().prefix("berth-test-").tempdir_in("/var/tmp").expect("a folder in /var/tmp");
-        let run = tempfile::Builder::new().prefix("berth-test-").tempdir_in("/dev/shm").expect("a folder in /dev/shm");
+        let disk = tempfile::Builder::new()
+            .prefix("berth-test-")
+            .tempdir_in("/var/tmp")
+            .expect("a folder in /var/tmp");
+        let run = tempfile::Builder::new()
+            .prefix("berth-test-")
+            .tempdir_in("/dev/shm")
+            .expect("a folder in /dev/shm");
         // Sandboxes pass through it as unprivileged users.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(run.path(), open).expect("a mode");
         let [edge_port, s3_port] = free_ports();
-        let daemon =
-            Self { berth: berth.into(), disk, run, instance, edge_port, s3_port, child: None, env: options.env.clone(), http: Http::new() };
+        let daemon = Self {
+            berth: berth.into(),
+            disk,
+            run,
+            instance,
+            edge_port,
+            s3_port,
+            child: None,
+            env: options.env.clone(),
+            http: Http::new(),
+        };
         daemon.write_config(&options, 20 + unique % 180);
         daemon
     }
@@ -100,7 +118,12 @@ impl Daemon {
     fn write_config(&self, options: &Options, net: u32) {
         let disk = self.disk.path().display();
         let extra = |section: &str| -> String {
-            options.lines.iter().filter(|(of, _)| *of == section).map(|(_, line)| format!("{line}\n")).collect()
+            options
+                .lines
+                .iter()
+                .filter(|(of, _)| *of == section)
+                .map(|(_, line)| format!("{line}\n"))
+                .collect()
         };
         let text = format!(
             "instance = \"{instance}\"\n{top}\n\
@@ -141,10 +164,21 @@ impl Daemon {
 
     /// Starts the process and waits for nothing: for daemons that are meant to fail.
     pub fn spawn(&mut self) {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("the daemon's log");
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .expect("the daemon's log");
         let mut command = Command::new(&self.berth);
-        command.arg("--config").arg(self.config()).arg("serve").envs(self.env.clone());
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command
+            .arg("--config")
+            .arg(self.config())
+            .arg("serve")
+            .envs(self.env.clone());
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
         self.child = Some(command.spawn().expect("the daemon's binary runs"));
     }
 
@@ -184,10 +218,15 @@ impl Daemon {
     /// Runs a `berth` command against this daemon.
     #[must_use]
     pub fn berth(&self, arguments: &[&str]) -> Output {
-        let done = self.command(arguments).stdin(Stdio::null()).output().expect("the berth binary runs");
-        let code = done.status.code().unwrap_or_else(|| {
-            128 + std::os::unix::process::ExitStatusExt::signal(&done.status).unwrap_or(0)
-        });
+        let done = self
+            .command(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("the berth binary runs");
+        let code = done
+            .status
+            .code()
+            .unwrap_or_else(|| 128 + std::os::unix::process::ExitStatusExt::signal(&done.status).unwrap_or(0));
         Output {
             code,
             stdout: String::from_utf8_lossy(&done.stdout).into_owned(),
@@ -213,12 +252,19 @@ impl Daemon {
     /// The app's state as `berth ps` shows it.
     #[must_use]
     pub fn state(&self, app: &str) -> String {
-        self.inspect(app).map_or_else(|| "none".into(), |value| value["state"].as_str().unwrap_or("?").to_owned())
+        self.inspect(app).map_or_else(
+            || "none".into(),
+            |value| value["state"].as_str().unwrap_or("?").to_owned(),
+        )
     }
 
     /// Waits until the app is in this state.
     pub fn wait_state(&self, app: &str, state: &str, limit: Duration) {
-        wait(&format!("{app} to be {state}, it is {}", self.state(app)), limit, || self.state(app) == state);
+        wait(
+            &format!("{app} to be {state}, it is {}", self.state(app)),
+            limit,
+            || self.state(app) == state,
+        );
     }
 
     /// Writes a file of a workspace through the mount, as an editor would.
@@ -322,20 +368,30 @@ impl Daemon {
             .env("RCLONE_CONFIG_S3REMOTE_TYPE", "s3")
             .env("RCLONE_CONFIG_S3REMOTE_PROVIDER", "Other")
             .env("RCLONE_CONFIG_S3REMOTE_ACCESS_KEY_ID", &env["AWS_ACCESS_KEY_ID"])
-            .env("RCLONE_CONFIG_S3REMOTE_SECRET_ACCESS_KEY", &env["AWS_SECRET_ACCESS_KEY"])
+            .env(
+                "RCLONE_CONFIG_S3REMOTE_SECRET_ACCESS_KEY",
+                &env["AWS_SECRET_ACCESS_KEY"],
+            )
             .env("RCLONE_CONFIG_S3REMOTE_ENDPOINT", &env["AWS_ENDPOINT_URL"])
             // It cannot take a bundle of certificates for a plain connection.
             .env_remove("AWS_CA_BUNDLE")
             .output()
             .expect("rclone is missing: apt-get install rclone");
-        assert!(done.status.success(), "rclone {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+        assert!(
+            done.status.success(),
+            "rclone {arguments:?}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
         String::from_utf8_lossy(&done.stdout).into_owned()
     }
 
     /// All keys of the bucket, listed by rclone.
     #[must_use]
     pub fn bucket_keys(&self) -> Vec<String> {
-        self.rclone(&["lsf", "-R", "--files-only", "b:"]).lines().map(str::to_owned).collect()
+        self.rclone(&["lsf", "-R", "--files-only", "b:"])
+            .lines()
+            .map(str::to_owned)
+            .collect()
     }
 
     /// What of this instance is on the machine now.

@@ -25,7 +25,10 @@ impl Answer {
     /// A header's first value.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(have, _)| have == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -43,7 +46,11 @@ impl Http {
     /// When no runtime can be made.
     #[must_use]
     pub fn new() -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(Duration::from_secs(180))
@@ -93,7 +100,10 @@ impl Http {
     /// When one of them gets no answer.
     pub fn many(&self, requests: Vec<reqwest::RequestBuilder>) -> anyhow::Result<Vec<Answer>> {
         self.runtime.block_on(async {
-            let tasks: Vec<_> = requests.into_iter().map(|request| tokio::spawn(read(request))).collect();
+            let tasks: Vec<_> = requests
+                .into_iter()
+                .map(|request| tokio::spawn(read(request)))
+                .collect();
             let mut answers = Vec::new();
             for task in tasks {
                 answers.push(task.await??);

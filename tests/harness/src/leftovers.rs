@@ -48,7 +48,9 @@ fn cgroups(instance: &str, found: &mut BTreeSet<String>) {
 }
 
 fn tables(instance: &str, found: &mut BTreeSet<String>) {
-    let Ok(listed) = Command::new("nft").args(["list", "tables"]).output() else { return };
+    let Ok(listed) = Command::new("nft").args(["list", "tables"]).output() else {
+        return;
+    };
     for line in String::from_utf8_lossy(&listed.stdout).lines() {
         if line.split(' ').any(|word| word == instance) {
             found.insert(line.to_owned());
@@ -64,5 +66,8 @@ fn sandboxes(run_dir: &Path, found: &mut BTreeSet<String>) {
 
 fn folders(of: &Path) -> Vec<std::path::PathBuf> {
     let entries = fs::read_dir(of).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }

@@ -17,7 +17,12 @@ pub async fn ps(client: &Client, json: bool) -> Result<ExitCode, Failure> {
     if json {
         return print_json(&list);
     }
-    let mut shown = table::table(&["APP", "KIND", "STATE", "SINCE", "PORT", "REVISION", "STARTS", "REQUESTS", "NOTE"], &[6, 7]);
+    let mut shown = table::table(
+        &[
+            "APP", "KIND", "STATE", "SINCE", "PORT", "REVISION", "STARTS", "REQUESTS", "NOTE",
+        ],
+        &[6, 7],
+    );
     for app in &list.apps {
         shown.add_row([
             app.name.to_string(),
@@ -25,21 +30,36 @@ pub async fn ps(client: &Client, json: bool) -> Result<ExitCode, Failure> {
             app.state.to_string(),
             table::age(since(app)),
             app.port.map_or_else(|| "-".into(), |port| port.to_string()),
-            app.serving_revision.as_ref().or(app.revision.as_ref()).map_or_else(|| "-".into(), |revision| revision.short().to_string()),
+            app.serving_revision
+                .as_ref()
+                .or(app.revision.as_ref())
+                .map_or_else(|| "-".into(), |revision| revision.short().to_string()),
             app.starts.to_string(),
             app.requests.to_string(),
             note(app),
         ]);
     }
     for folder in &list.invalid {
-        shown.add_row([folder.name.as_str(), "-", "invalid", "-", "-", "-", "0", "0", folder.reason.as_str()]);
+        shown.add_row([
+            folder.name.as_str(),
+            "-",
+            "invalid",
+            "-",
+            "-",
+            "-",
+            "0",
+            "0",
+            folder.reason.as_str(),
+        ]);
     }
     print_line(&table::render(&shown));
     Ok(ExitCode::SUCCESS)
 }
 
 fn since(app: &AppSnapshot) -> Duration {
-    (time::OffsetDateTime::now_utc() - app.since).try_into().unwrap_or_default()
+    (time::OffsetDateTime::now_utc() - app.since)
+        .try_into()
+        .unwrap_or_default()
 }
 
 /// What a person should know, in one line.
@@ -56,14 +76,18 @@ pub async fn stats(client: &Client, json: bool) -> Result<ExitCode, Failure> {
     if json {
         return print_json(&list.apps);
     }
-    let mut shown = table::table(&["APP", "STATE", "MEMORY", "CPU", "PROCESSES", "OPEN", "REQUESTS"], &[2, 3, 4, 5, 6]);
+    let mut shown = table::table(
+        &["APP", "STATE", "MEMORY", "CPU", "PROCESSES", "OPEN", "REQUESTS"],
+        &[2, 3, 4, 5, 6],
+    );
     let dash = || "-".to_owned();
     for app in &list.apps {
         shown.add_row([
             app.name.to_string(),
             app.state.to_string(),
             app.memory.map_or_else(dash, table::bytes),
-            app.cpu_usec.map_or_else(dash, |usec| format!("{:.2}s", usec as f64 / 1e6)),
+            app.cpu_usec
+                .map_or_else(dash, |usec| format!("{:.2}s", usec as f64 / 1e6)),
             app.pids.map_or_else(dash, |pids| pids.to_string()),
             app.in_flight.to_string(),
             app.requests.to_string(),
@@ -83,13 +107,32 @@ pub async fn inspect(client: &Client, name: &str, json: bool) -> Result<ExitCode
     line("Name", app.name.to_string());
     line("Kind", app.kind.map_or_else(dash, |kind| kind.to_string()));
     line("State", format!("{} for {}", app.state, table::age(since(&app))));
-    line("Newest revision", app.revision.as_ref().map_or_else(dash, ToString::to_string));
-    line("Serves revision", app.serving_revision.as_ref().map_or_else(dash, ToString::to_string));
-    line("Address inside", app.address.map_or_else(dash, |address| address.to_string()));
+    line(
+        "Newest revision",
+        app.revision.as_ref().map_or_else(dash, ToString::to_string),
+    );
+    line(
+        "Serves revision",
+        app.serving_revision.as_ref().map_or_else(dash, ToString::to_string),
+    );
+    line(
+        "Address inside",
+        app.address.map_or_else(dash, |address| address.to_string()),
+    );
     line("Sandbox", app.sandbox.clone().unwrap_or_else(dash));
-    line("Hosts", if app.hosts.is_empty() { dash() } else { app.hosts.join(", ") });
+    line(
+        "Hosts",
+        if app.hosts.is_empty() {
+            dash()
+        } else {
+            app.hosts.join(", ")
+        },
+    );
     line("Starts", app.starts.to_string());
-    line("Requests", format!("{} ({} open, {} waiting)", app.requests, app.in_flight, app.waiting));
+    line(
+        "Requests",
+        format!("{} ({} open, {} waiting)", app.requests, app.in_flight, app.waiting),
+    );
     line("Memory", app.memory.map_or_else(dash, table::bytes));
     line("Processes", app.pids.map_or_else(dash, |pids| pids.to_string()));
     if let Some(start) = &app.last_cold_start {
@@ -118,7 +161,10 @@ fn time_line(start: &ColdStart) -> String {
         ("launch", Some(start.launch_ms)),
         ("app", Some(start.ready_ms)),
     ];
-    let told: Vec<_> = phases.iter().filter_map(|(name, ms)| ms.map(|ms| format!("{name} {ms:.1}"))).collect();
+    let told: Vec<_> = phases
+        .iter()
+        .filter_map(|(name, ms)| ms.map(|ms| format!("{name} {ms:.1}")))
+        .collect();
     format!("{:.1} ms: {}", start.total_ms, told.join(", "))
 }
 
@@ -145,7 +191,17 @@ pub async fn status(client: &Client, json: bool) -> Result<ExitCode, Failure> {
     line("Edge", status.edge.join(", "));
     line("Workspaces", status.mount.display().to_string());
     line("S3", format!("{} bucket {}", status.s3_endpoint, status.bucket));
-    line("Only local", format!("{} files, {} (never in S3)", status.local.files, table::bytes(status.local.bytes)));
-    line("Not yet in S3", format!("{} files, {}", status.pending.count, table::bytes(status.pending.bytes)));
+    line(
+        "Only local",
+        format!(
+            "{} files, {} (never in S3)",
+            status.local.files,
+            table::bytes(status.local.bytes)
+        ),
+    );
+    line(
+        "Not yet in S3",
+        format!("{} files, {}", status.pending.count, table::bytes(status.pending.bytes)),
+    );
     Ok(ExitCode::SUCCESS)
 }

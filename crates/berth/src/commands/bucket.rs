@@ -8,7 +8,11 @@ use crate::{cli, config::Config, failure::Failure};
 pub fn run(command: &cli::S3, config: &Config) -> Result<ExitCode, Failure> {
     let cli::S3::Env(output) = command;
     let (access_key, secret_key) = keys(config)?;
-    let endpoint = config.s3.endpoint.clone().unwrap_or_else(|| format!("http://{}", config.s3.listen));
+    let endpoint = config
+        .s3
+        .endpoint
+        .clone()
+        .unwrap_or_else(|| format!("http://{}", config.s3.listen));
     let mut values = vec![
         ("AWS_ENDPOINT_URL", endpoint),
         ("AWS_ACCESS_KEY_ID", access_key),
@@ -41,7 +45,8 @@ fn keys(config: &Config) -> Result<(String, String), Failure> {
         Ok(false) => return Err(unreadable("`berth serve` makes them at its first start".into())),
         Err(error) => return Err(unreadable(error.to_string())),
     }
-    let read = berth_store::load_or_create_credentials(&path).map_err(|error| unreadable(crate::failure::chain(&error)))?;
+    let read =
+        berth_store::load_or_create_credentials(&path).map_err(|error| unreadable(crate::failure::chain(&error)))?;
     Ok((read.access_key, read.secret_key))
 }
 

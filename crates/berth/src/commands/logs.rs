@@ -12,12 +12,19 @@ use crate::{
 };
 
 pub async fn logs(client: &Client, wanted: &cli::Logs) -> Result<ExitCode, Failure> {
-    let path = format!("/v1/apps/{}/logs?tail={}&follow={}", encode(&wanted.name), wanted.tail, wanted.follow);
+    let path = format!(
+        "/v1/apps/{}/logs?tail={}&follow={}",
+        encode(&wanted.name),
+        wanted.tail,
+        wanted.follow
+    );
     let show = |line: &[u8]| {
         if wanted.json {
             return put(&mut std::io::stdout(), &String::from_utf8_lossy(line));
         }
-        let Ok(line) = serde_json::from_slice::<LogLine>(line) else { return true };
+        let Ok(line) = serde_json::from_slice::<LogLine>(line) else {
+            return true;
+        };
         let text = match (wanted.timestamps, line.stream) {
             (true, _) => format!("{} {}", line.t, line.text),
             (false, LogStream::Berth) => format!("[berth] {}", line.text),
@@ -33,16 +40,30 @@ pub async fn logs(client: &Client, wanted: &cli::Logs) -> Result<ExitCode, Failu
 }
 
 pub async fn events(client: &Client, wanted: &cli::Events) -> Result<ExitCode, Failure> {
-    let app = wanted.name.as_ref().map(|name| format!("&app={}", encode(name))).unwrap_or_default();
+    let app = wanted
+        .name
+        .as_ref()
+        .map(|name| format!("&app={}", encode(name)))
+        .unwrap_or_default();
     let path = format!("/v1/events?follow={}{app}", wanted.follow);
     let show = |line: &[u8]| {
         if wanted.json {
             return put(&mut std::io::stdout(), &String::from_utf8_lossy(line));
         }
-        let Ok(event) = serde_json::from_slice::<HostEvent>(line) else { return true };
+        let Ok(event) = serde_json::from_slice::<HostEvent>(line) else {
+            return true;
+        };
         let time = event.time.replace_nanosecond(0).unwrap_or(event.time);
         let format = time::format_description::well_known::Rfc3339;
-        put(&mut std::io::stdout(), &format!("{}  {}  {}", time.format(&format).unwrap_or_default(), event.app, event.text))
+        put(
+            &mut std::io::stdout(),
+            &format!(
+                "{}  {}  {}",
+                time.format(&format).unwrap_or_default(),
+                event.app,
+                event.text
+            ),
+        )
     };
     until_interrupted(client.lines(&path, show)).await
 }

@@ -30,7 +30,12 @@ use crate::{
 
 pub async fn exec(client: &Client, exec: cli::Exec) -> Result<ExitCode, Failure> {
     let tty = terminal_size(exec.tty)?;
-    let request = ExecRequest { argv: exec.command, env: exec.env.into_iter().collect(), cwd: exec.workdir, tty };
+    let request = ExecRequest {
+        argv: exec.command,
+        env: exec.env.into_iter().collect(),
+        cwd: exec.workdir,
+        tty,
+    };
     session(client, "exec", &exec.name, &request, tty.is_some(), exec.interactive).await
 }
 
@@ -40,8 +45,21 @@ pub async fn run(client: &Client, run: cli::Run) -> Result<ExitCode, Failure> {
     let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let tty = terminal_size(run.tty || (shell && at_terminal))?;
     let argv = if shell { vec!["sh".to_owned()] } else { run.command };
-    let request = RunParameters { argv, env: run.env.into_iter().collect(), tty, install: run.install };
-    session(client, "run", &run.name, &request, tty.is_some(), run.interactive || shell).await
+    let request = RunParameters {
+        argv,
+        env: run.env.into_iter().collect(),
+        tty,
+        install: run.install,
+    };
+    session(
+        client,
+        "run",
+        &run.name,
+        &request,
+        tty.is_some(),
+        run.interactive || shell,
+    )
+    .await
 }
 
 async fn session(
@@ -80,7 +98,11 @@ async fn forward_input(out: mpsc::Sender<Frame>) {
     let mut input = tokio::io::stdin();
     let mut buffer = vec![0; 16 << 10];
     while let Ok(length @ 1..) = input.read(&mut buffer).await {
-        if out.send(Frame::Stdin(Bytes::copy_from_slice(&buffer[..length]))).await.is_err() {
+        if out
+            .send(Frame::Stdin(Bytes::copy_from_slice(&buffer[..length])))
+            .await
+            .is_err()
+        {
             return;
         }
     }
@@ -114,7 +136,9 @@ async fn forward_signals(out: mpsc::Sender<Frame>, tty: bool) {
 /// Shows what the command writes until it ends; gives its exit code.
 async fn show(mut from: impl AsyncRead + Unpin) -> Result<ExitCode, Failure> {
     loop {
-        let frame = frames::read(&mut from).await.map_err(|error| Failure::failed(format!("the session broke off: {error}")))?;
+        let frame = frames::read(&mut from)
+            .await
+            .map_err(|error| Failure::failed(format!("the session broke off: {error}")))?;
         match frame {
             Some(Frame::Stdout(bytes)) => put(&mut std::io::stdout(), &bytes),
             Some(Frame::Stderr(bytes)) => put(&mut std::io::stderr(), &bytes),

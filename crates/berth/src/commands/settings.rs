@@ -12,7 +12,10 @@ pub fn run(command: &cli::Config, config: &Config) -> Result<ExitCode, Failure> 
         cli::Config::Show { default: true } => print_line(include_str!("../../berth.toml").trim_end()),
         cli::Config::Show { default: false } => {
             let mut shown = config.clone();
-            for secret in [&mut shown.s3.secret_key, &mut shown.s3.session_token].into_iter().flatten() {
+            for secret in [&mut shown.s3.secret_key, &mut shown.s3.session_token]
+                .into_iter()
+                .flatten()
+            {
                 *secret = "(set, not shown)".into();
             }
             let text = toml::to_string_pretty(&shown).map_err(|error| Failure::from_error(&error))?;

@@ -110,16 +110,24 @@ fn read(file: Option<&Path>) -> Result<(PathBuf, String), ConfigError> {
 pub(super) fn load_from(path: &Path, text: &str, variables: Vec<(String, String)>) -> Result<Config, ConfigError> {
     let at = |error: toml::de::Error| {
         let (line, column) = error.span().map_or((1, 1), |span| place_of(text, span.start));
-        ConfigError::File { path: path.to_path_buf(), line, column, message: error.message().to_owned() }
+        ConfigError::File {
+            path: path.to_path_buf(),
+            line,
+            column,
+            message: error.message().to_owned(),
+        }
     };
     let mut config: Config = toml::from_str(text).map_err(at)?;
     let mut table: toml::Table = toml::from_str(text).map_err(at)?;
     for (name, section, key, value) in settings(variables)? {
         set(&mut table, &section, &key, value);
-        config = table.clone().try_into().map_err(|error: toml::de::Error| ConfigError::Variable {
-            name,
-            message: error.message().to_owned(),
-        })?;
+        config = table
+            .clone()
+            .try_into()
+            .map_err(|error: toml::de::Error| ConfigError::Variable {
+                name,
+                message: error.message().to_owned(),
+            })?;
     }
     check(&config)?;
     Ok(config)
@@ -144,18 +152,28 @@ fn settings(variables: Vec<(String, String)>) -> Result<Vec<Setting>, ConfigErro
     let mut found = Vec::new();
     for (name, section, key) in FAMILIAR {
         if let Some((_, value)) = variables.iter().find(|(n, v)| n == name && !v.is_empty()) {
-            found.push((name.to_owned(), section.to_owned(), key.to_owned(), toml::Value::String(value.clone())));
+            found.push((
+                name.to_owned(),
+                section.to_owned(),
+                key.to_owned(),
+                toml::Value::String(value.clone()),
+            ));
         }
     }
     for (name, value) in variables {
-        let Some(rest) = name.strip_prefix("BERTH_") else { continue };
+        let Some(rest) = name.strip_prefix("BERTH_") else {
+            continue;
+        };
         if NOT_KEYS.contains(&name.as_str()) {
             continue;
         }
         let wanted = rest.to_ascii_lowercase();
         let (section, key, default) =
             find_key(&defaults, &wanted).ok_or_else(|| ConfigError::UnknownVariable { name: name.clone() })?;
-        let value = typed(&value, default.as_ref()).map_err(|message| ConfigError::Variable { name: name.clone(), message })?;
+        let value = typed(&value, default.as_ref()).map_err(|message| ConfigError::Variable {
+            name: name.clone(),
+            message,
+        })?;
         found.push((name, section, key, value));
     }
     Ok(found)
@@ -185,15 +203,20 @@ fn find_key(defaults: &toml::Table, wanted: &str) -> Option<(String, String, Opt
 /// A variable's text as a value of the same type as the default.
 fn typed(text: &str, default: Option<&toml::Value>) -> Result<toml::Value, String> {
     Ok(match default {
-        Some(toml::Value::Boolean(_)) => {
-            toml::Value::Boolean(text.parse().map_err(|_| format!("{text:?} is neither true nor false"))?)
-        }
+        Some(toml::Value::Boolean(_)) => toml::Value::Boolean(
+            text.parse()
+                .map_err(|_| format!("{text:?} is neither true nor false"))?,
+        ),
         Some(toml::Value::Integer(_)) => {
             toml::Value::Integer(text.parse().map_err(|_| format!("{text:?} is no whole number"))?)
         }
         Some(toml::Value::Float(_)) => toml::Value::Float(text.parse().map_err(|_| format!("{text:?} is no number"))?),
         Some(toml::Value::Array(_)) => toml::Value::Array(
-            text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| part.to_owned().into()).collect(),
+            text.split(',')
+                .map(str::trim)
+                .filter(|part| !part.is_empty())
+                .map(|part| part.to_owned().into())
+                .collect(),
         ),
         Some(toml::Value::Table(_)) => return Err("a table can only be set in the file".into()),
         _ => toml::Value::String(text.to_owned()),
@@ -205,7 +228,9 @@ fn set(table: &mut toml::Table, section: &str, key: &str, value: toml::Value) {
         table.insert(key.to_owned(), value);
         return;
     }
-    let entry = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    let entry = table
+        .entry(section)
+        .or_insert_with(|| toml::Value::Table(toml::Table::new()));
     if let toml::Value::Table(inner) = entry {
         inner.insert(key.to_owned(), value);
     }
@@ -215,26 +240,47 @@ fn set(table: &mut toml::Table, section: &str, key: &str, value: toml::Value) {
 fn check(config: &Config) -> Result<(), ConfigError> {
     let rule = |place, message: String| Err(ConfigError::Rule { place, message });
     let instance_fits = (1..=8).contains(&config.instance.len())
-        && config.instance.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        && config
+            .instance
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     if !instance_fits {
-        return rule("instance", format!("{:?} is not 1 to 8 of a-z and 0-9", config.instance));
+        return rule(
+            "instance",
+            format!("{:?} is not 1 to 8 of a-z and 0-9", config.instance),
+        );
     }
     if config.s3.access_key.is_some() != config.s3.secret_key.is_some() {
-        return rule("[s3] access_key", "access_key and secret_key go together: one of them is missing".into());
+        return rule(
+            "[s3] access_key",
+            "access_key and secret_key go together: one of them is missing".into(),
+        );
     }
     if config.s3.endpoint.is_some() && config.s3.access_key.is_none() {
-        return rule("[s3] endpoint", "an external server needs access_key and secret_key (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)".into());
+        return rule(
+            "[s3] endpoint",
+            "an external server needs access_key and secret_key (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+                .into(),
+        );
     }
     if config.edge.listen.is_empty() {
         return rule("[edge] listen", "at least one address is needed".into());
     }
     if !(config.limits.cpus > 0.0 && config.limits.cpus.is_finite()) {
-        return rule("[limits] cpus", format!("{} is no number of processors above 0", config.limits.cpus));
+        return rule(
+            "[limits] cpus",
+            format!("{} is no number of processors above 0", config.limits.cpus),
+        );
     }
     if let Err(error) = berth_workspace::Excludes::new(&config.mount.exclude) {
         return rule("[mount] exclude", error.to_string());
     }
-    for (place, path) in [("[mount] path", &config.mount.path), ("[paths] state", &config.paths.state), ("[paths] run", &config.paths.run), ("[paths] logs", &config.paths.logs)] {
+    for (place, path) in [
+        ("[mount] path", &config.mount.path),
+        ("[paths] state", &config.paths.state),
+        ("[paths] run", &config.paths.run),
+        ("[paths] logs", &config.paths.logs),
+    ] {
         if !path.is_absolute() {
             return rule(place, format!("{} must start with /", path.display()));
         }
@@ -248,7 +294,10 @@ mod tests {
     use super::*;
 
     fn from(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        let variables = variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let variables = variables
+            .iter()
+            .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+            .collect();
         load_from(Path::new("berth.toml"), text, variables)
     }
 
@@ -260,7 +309,9 @@ mod tests {
 
     #[test]
     fn a_mistake_is_named_with_its_line_and_column() {
-        let error = from("domain = \"x\"\n\n[edge]\nlisten = [\"nowhere\"]\n", &[]).unwrap_err().to_string();
+        let error = from("domain = \"x\"\n\n[edge]\nlisten = [\"nowhere\"]\n", &[])
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("berth.toml, line 4, column "), "{error}");
         let error = from("[limits]\nmemory = \"lots\"\n", &[]).unwrap_err().to_string();
         assert!(error.contains("line 2") && error.contains("no size"), "{error}");
@@ -272,17 +323,28 @@ mod tests {
     fn variables_win_over_the_file_and_keep_its_types() {
         let config = from(
             "domain = \"file\"\n[limits]\npids = 5\n",
-            &[("BERTH_LIMITS_PIDS", "7"), ("BERTH_EDGE_LISTEN", "127.0.0.1:81, 127.0.0.1:82"), ("DOMAIN", "env"), ("BERTH_NETWORK_EGRESS", "false")],
+            &[
+                ("BERTH_LIMITS_PIDS", "7"),
+                ("BERTH_EDGE_LISTEN", "127.0.0.1:81, 127.0.0.1:82"),
+                ("DOMAIN", "env"),
+                ("BERTH_NETWORK_EGRESS", "false"),
+            ],
         )
         .unwrap();
-        assert_eq!((config.limits.pids, config.domain.as_str(), config.edge.listen.len()), (7, "env", 2));
+        assert_eq!(
+            (config.limits.pids, config.domain.as_str(), config.edge.listen.len()),
+            (7, "env", 2)
+        );
         assert!(!config.network.egress);
     }
 
     #[test]
     fn a_wrong_or_unknown_variable_is_named() {
         let error = from("", &[("BERTH_LIMITS_PIDS", "many")]).unwrap_err().to_string();
-        assert!(error.contains("BERTH_LIMITS_PIDS") && error.contains("whole number"), "{error}");
+        assert!(
+            error.contains("BERTH_LIMITS_PIDS") && error.contains("whole number"),
+            "{error}"
+        );
         let error = from("", &[("BERTH_EGDE_LISTEN", "x")]).unwrap_err().to_string();
         assert!(error.contains("BERTH_EGDE_LISTEN"), "{error}");
     }
@@ -290,7 +352,10 @@ mod tests {
     #[test]
     fn keys_known_from_minio_and_aws_work() {
         let minio = from("", &[("MINIO_ROOT_USER", "u"), ("MINIO_ROOT_PASSWORD", "p")]).unwrap();
-        assert_eq!((minio.s3.access_key.as_deref(), minio.s3.secret_key.as_deref()), (Some("u"), Some("p")));
+        assert_eq!(
+            (minio.s3.access_key.as_deref(), minio.s3.secret_key.as_deref()),
+            (Some("u"), Some("p"))
+        );
         let error = from("", &[("AWS_ENDPOINT_URL", "http://s3")]).unwrap_err().to_string();
         assert!(error.contains("access_key"), "{error}");
     }

@@ -208,7 +208,10 @@ impl Default for MountSection {
     fn default() -> Self {
         Self {
             path: "/workspaces".into(),
-            exclude: berth_workspace::DEFAULT_EXCLUDES.iter().map(|pattern| (*pattern).to_owned()).collect(),
+            exclude: berth_workspace::DEFAULT_EXCLUDES
+                .iter()
+                .map(|pattern| (*pattern).to_owned())
+                .collect(),
             local_max: Size(1 << 30),
             cache_max: Size(500 << 20),
             dir_ttl: Span(std::time::Duration::from_secs(60)),
@@ -228,43 +231,70 @@ impl Default for EdgeSection {
 impl Default for Apps {
     fn default() -> Self {
         let seconds = |s| Span(std::time::Duration::from_secs(s));
-        Self { idle_stop: seconds(600), stop_grace: seconds(10), ready_timeout: seconds(60), install_timeout: seconds(600) }
+        Self {
+            idle_stop: seconds(600),
+            stop_grace: seconds(10),
+            ready_timeout: seconds(60),
+            install_timeout: seconds(600),
+        }
     }
 }
 
 impl Default for LimitsSection {
     fn default() -> Self {
-        Self { memory: Size(512 << 20), cpus: 2.0, pids: 512, app_size: Size(1 << 30), tmp_size: Size(512 << 20) }
+        Self {
+            memory: Size(512 << 20),
+            cpus: 2.0,
+            pids: 512,
+            app_size: Size(1 << 30),
+            tmp_size: Size(512 << 20),
+        }
     }
 }
 
 impl Default for NetworkSection {
     fn default() -> Self {
-        Self { egress: true, subnet: "10.213.0.0/16".into(), allow: Vec::new() }
+        Self {
+            egress: true,
+            subnet: "10.213.0.0/16".into(),
+            allow: Vec::new(),
+        }
     }
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { socket: None, group: "berth".into() }
+        Self {
+            socket: None,
+            group: "berth".into(),
+        }
     }
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Text }
+        Self {
+            level: "info".into(),
+            format: LogFormat::Text,
+        }
     }
 }
 
 impl Config {
     /// The folder of image files.
     pub fn images_dir(&self) -> PathBuf {
-        self.paths.images.clone().unwrap_or_else(|| self.paths.state.join("images"))
+        self.paths
+            .images
+            .clone()
+            .unwrap_or_else(|| self.paths.state.join("images"))
     }
 
     /// The admin socket.
     pub fn admin_socket(&self) -> PathBuf {
-        self.admin.socket.clone().unwrap_or_else(|| self.paths.run.join("berth.sock"))
+        self.admin
+            .socket
+            .clone()
+            .unwrap_or_else(|| self.paths.run.join("berth.sock"))
     }
 
     /// The file with the embedded server's keys.

@@ -20,7 +20,10 @@ impl FromStr for Size {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = || format!("{text:?} is no size: write for example \"512M\" or \"1G\"");
         let upper = text.trim().to_ascii_uppercase();
-        let bare = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
+        let bare = upper
+            .strip_suffix("IB")
+            .or_else(|| upper.strip_suffix('B'))
+            .unwrap_or(&upper);
         let unit = UNITS.iter().find(|(letter, _)| bare.ends_with(*letter));
         let (digits, factor) = match unit {
             Some((letter, factor)) => (bare.trim_end_matches(*letter), *factor),
@@ -37,7 +40,10 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match UNITS.iter().find(|(_, factor)| self.0 >= *factor && self.0 % factor == 0) {
+        match UNITS
+            .iter()
+            .find(|(_, factor)| self.0 >= *factor && self.0 % factor == 0)
+        {
             Some((letter, factor)) => write!(f, "{}{letter}", self.0 / factor),
             None => write!(f, "{}", self.0),
         }
@@ -104,7 +110,14 @@ mod tests {
 
     #[test]
     fn sizes_are_binary_and_show_as_they_were_written() {
-        for (text, bytes) in [("512M", 512 << 20), ("1G", 1 << 30), ("64KiB", 64 << 10), ("1.5G", 3 << 29), ("100", 100), ("2mb", 2 << 20)] {
+        for (text, bytes) in [
+            ("512M", 512 << 20),
+            ("1G", 1 << 30),
+            ("64KiB", 64 << 10),
+            ("1.5G", 3 << 29),
+            ("100", 100),
+            ("2mb", 2 << 20),
+        ] {
             assert_eq!(text.parse::<Size>().unwrap(), Size(bytes), "{text}");
         }
         assert_eq!(Size(512 << 20).to_string(), "512M");

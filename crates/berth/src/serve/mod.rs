@@ -39,7 +39,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Runs the daemon until SIGTERM or SIGINT.
 pub fn run(config: Config) -> Result<ExitCode, Failure> {
     if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::failed("the daemon makes mounts and namespaces and must run as root: try `sudo berth serve`"));
+        return Err(Failure::failed(
+            "the daemon makes mounts and namespaces and must run as root: try `sudo berth serve`",
+        ));
     }
     let spawner = Spawner::fork_before_threads().map_err(|error| Failure::from_error(&error))?;
     telemetry::install(&config.log);
@@ -99,7 +101,10 @@ impl Running {
         }
         let _ = self.stop_admin.send(());
         // Followers of logs and events never end by themselves.
-        if tokio::time::timeout(Duration::from_millis(300), self.admin).await.is_err() {
+        if tokio::time::timeout(Duration::from_millis(300), self.admin)
+            .await
+            .is_err()
+        {
             tracing::debug!("clients of the admin socket were cut");
         }
     }
@@ -121,17 +126,29 @@ async fn up(
     let edge = parts::edge(config, apps).await?;
     let status = parts::status_source(config, endpoint, &edge, built);
     let (stop_admin, stopped) = oneshot::channel::<()>();
-    let router = berth_console::router(Api { host, log_dir: config.paths.logs.clone(), status });
+    let router = berth_console::router(Api {
+        host,
+        log_dir: config.paths.logs.clone(),
+        status,
+    });
     let admin = tokio::spawn(berth_console::serve(admin, router, async {
         let _ = stopped.await;
     }));
-    Ok(Some(Running { edge, admin, stop_admin }))
+    Ok(Some(Running {
+        edge,
+        admin,
+        stop_admin,
+    }))
 }
 
 /// Tells a person where things are.
 fn announce(config: &Config, running: &Running) {
     for address in running.edge.local_addrs() {
-        tracing::info!("apps answer at http://{address}/NAME/ and http://NAME.{}:{}/", config.domain, address.port());
+        tracing::info!(
+            "apps answer at http://{address}/NAME/ and http://NAME.{}:{}/",
+            config.domain,
+            address.port()
+        );
     }
     tracing::info!("ready: save source under {}", config.mount.path.display());
 }
@@ -145,7 +162,10 @@ struct Stop {
 impl Stop {
     fn listen() -> Result<Self, Failure> {
         let on = |kind| signal(kind).map_err(|error| Failure::failed(format!("cannot listen for signals: {error}")));
-        Ok(Self { terminate: on(SignalKind::terminate())?, interrupt: on(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+        })
     }
 
     /// Resolves at the next one. Cancel-safe.

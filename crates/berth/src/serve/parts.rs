@@ -63,7 +63,9 @@ impl Parts {
                         note("the mount", &error);
                     }
                 }
-                Err(_) => tracing::warn!("the mount is still in use by a client of the admin socket; it is left to the kernel"),
+                Err(_) => tracing::warn!(
+                    "the mount is still in use by a client of the admin socket; it is left to the kernel"
+                ),
             }
         }
         if let Some(embedded) = self.embedded {
@@ -195,11 +197,24 @@ fn excludes(config: &Config) -> Result<Excludes, Failure> {
 
 /// The image store. Missing images are no reason not to serve: an app that needs one says so.
 pub fn images(config: &Config, parts: &mut Parts) -> Result<ImageStore, Failure> {
-    let store = ImageStore::open(config.images_dir(), config.paths.run.join("images")).map_err(|error| Failure::from_error(&error))?;
-    let present: Vec<String> = store.list().map_err(|error| Failure::from_error(&error))?.into_iter().map(|image| image.name).collect();
-    let missing: Vec<&str> = ["node", "python", "go", "nginx"].into_iter().filter(|name| !present.iter().any(|p| p == name)).collect();
+    let store = ImageStore::open(config.images_dir(), config.paths.run.join("images"))
+        .map_err(|error| Failure::from_error(&error))?;
+    let present: Vec<String> = store
+        .list()
+        .map_err(|error| Failure::from_error(&error))?
+        .into_iter()
+        .map(|image| image.name)
+        .collect();
+    let missing: Vec<&str> = ["node", "python", "go", "nginx"]
+        .into_iter()
+        .filter(|name| !present.iter().any(|p| p == name))
+        .collect();
     if !missing.is_empty() {
-        tracing::warn!("no image {}: build with `berth image build {}`", missing.join(", "), missing.join(" "));
+        tracing::warn!(
+            "no image {}: build with `berth image build {}`",
+            missing.join(", "),
+            missing.join(" ")
+        );
     }
     parts.images = Some(store.clone());
     Ok(store)
@@ -215,19 +230,40 @@ pub async fn host(
 ) -> Result<Host, Failure> {
     let mut wanted = NetworkConfig::new(config.instance.clone());
     wanted.enabled = config.network.egress;
-    wanted.subnet = config.network.subnet.parse().map_err(|error| Failure::usage(format!("[network] subnet: {error}")))?;
+    wanted.subnet = config
+        .network
+        .subnet
+        .parse()
+        .map_err(|error| Failure::usage(format!("[network] subnet: {error}")))?;
     wanted.allow = config
         .network
         .allow
         .iter()
-        .map(|range| range.parse().map_err(|error| Failure::usage(format!("[network] allow {range:?}: {error}"))))
+        .map(|range| {
+            range
+                .parse()
+                .map_err(|error| Failure::usage(format!("[network] allow {range:?}: {error}")))
+        })
         .collect::<Result<_, _>>()?;
-    let network = Arc::new(Network::start(wanted).await.map_err(|error| Failure::from_error(&error))?);
+    let network = Arc::new(
+        Network::start(wanted)
+            .await
+            .map_err(|error| Failure::from_error(&error))?,
+    );
     parts.network = Some(Arc::clone(&network));
-    let sockets = SocketFactory::start().map_err(|error| Failure::failed(format!("cannot start the socket thread: {error}")))?;
-    let parts_of_host =
-        HostParts { store, images: Arc::new(images), spawner, network, mountpoint: config.mount.path.clone(), sockets };
-    let host = Host::start(host_config(config)?, parts_of_host).await.map_err(|error| Failure::from_error(&error))?;
+    let sockets =
+        SocketFactory::start().map_err(|error| Failure::failed(format!("cannot start the socket thread: {error}")))?;
+    let parts_of_host = HostParts {
+        store,
+        images: Arc::new(images),
+        spawner,
+        network,
+        mountpoint: config.mount.path.clone(),
+        sockets,
+    };
+    let host = Host::start(host_config(config)?, parts_of_host)
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
     parts.host = Some(host.clone());
     Ok(host)
 }
@@ -260,7 +296,10 @@ fn host_config(config: &Config) -> Result<HostConfig, Failure> {
 /// The host's trusted certificates: what its own clients are told to use, else where its distribution keeps them.
 fn ca_bundle() -> Option<PathBuf> {
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    named.into_iter().chain(CA_BUNDLES.map(PathBuf::from)).find(|path| path.is_file())
+    named
+        .into_iter()
+        .chain(CA_BUNDLES.map(PathBuf::from))
+        .find(|path| path.is_file())
 }
 
 /// The edge, on its own threads.
