@@ -243,10 +243,13 @@ async fn copy_output(from: Arc<Descriptor>, wrap: fn(Bytes) -> Frame, out: mpsc:
     }
 }
 
+/// Where output comes from, and the frame it is sent in.
+type Output = (Arc<Descriptor>, fn(Bytes) -> Frame);
+
 /// The command's ends of its pipes or terminal.
 struct Descriptors {
     input: Arc<Descriptor>,
-    outputs: Vec<(Arc<Descriptor>, fn(Bytes) -> Frame)>,
+    outputs: Vec<Output>,
 }
 
 impl Descriptors {
