@@ -56,6 +56,7 @@ pub(crate) fn build(images: &Path, recipe: &Recipe, progress: &mut dyn FnMut(&st
     tidy::lay_trees(recipe, &root)?;
     tidy::lay_links(recipe, &root)?;
     tidy::lay_authorities(&root)?;
+    tidy::set_times(recipe, &root)?;
     for step in &content.run {
         progress(&step.what);
         let mut command = inside(&root, &step.argv);

@@ -21,7 +21,7 @@ use crate::error::at;
 use crate::{ImageError, Result};
 
 /// Part of every recipe's digest: count it up when the builder makes something else of the same recipe.
-const BUILDER: &str = "berth image builder 2";
+const BUILDER: &str = "berth image builder 3";
 
 /// A recipe, read from `images/NAME.toml` and checked.
 #[derive(Debug, Clone)]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use walkdir::WalkDir;
@@ -73,6 +74,22 @@ pub(crate) fn lay_authorities(root: &Path) -> Result<()> {
     }
     let to = root.join(AUTHORITIES);
     fs::write(&to, bundle).map_err(at("write", &to))
+}
+
+/// Gives every file and folder the time that the sealed image will give it, before the recipe's commands run: what
+/// they keep may depend on it (Go indexes only source that is older than a moment, and by its time).
+pub(crate) fn set_times(recipe: &Recipe, root: &Path) -> Result<()> {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(recipe.content.epoch);
+    for entry in WalkDir::new(root).contents_first(true) {
+        let entry = entry.map_err(|e| at("read", root)(e.into()))?;
+        if entry.file_type().is_file() || entry.file_type().is_dir() {
+            let path = entry.path();
+            fs::File::open(path)
+                .and_then(|file| file.set_modified(time))
+                .map_err(at("set the time of", path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes out what the recipe leaves out, empties and makes the mount points, and sets every mode.
