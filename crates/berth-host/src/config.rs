@@ -19,8 +19,6 @@ pub struct HostConfig {
     pub run_dir: PathBuf,
     /// One directory of logs per app (`/var/log/berth`).
     pub log_dir: PathBuf,
-    /// First host uid of the range that sandboxes are mapped to.
-    pub uid_base: u32,
     /// Limits of an app whose `workspace.json` says nothing.
     pub limits: Limits,
     /// Paths that are no part of an app's source.
@@ -59,7 +57,6 @@ impl Default for HostConfig {
             instance: "berth".to_owned(),
             run_dir: PathBuf::from("/run/berth"),
             log_dir: PathBuf::from("/var/log/berth"),
-            uid_base: 100_000,
             limits: Limits {
                 memory: 512 << 20,
                 cpus: 2.0,

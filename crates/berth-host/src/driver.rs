@@ -111,7 +111,8 @@ impl Ground {
             install_env,
             ca_bundle: self.config.ca_bundle.clone(),
             slot: None,
-            uid_base: self.config.uid_base,
+            // Known when a slot is leased.
+            uid_base: 0,
             extra_ro_binds: Vec::new(),
         }
     }

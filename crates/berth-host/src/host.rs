@@ -92,7 +92,6 @@ impl Host {
             spawner: parts.spawner,
             network: parts.network,
             sockets: parts.sockets,
-            uid_base: config.uid_base,
             run_dir: config.run_dir.clone(),
             instance: config.instance.clone(),
         };

@@ -65,7 +65,6 @@ pub(crate) struct RealSandboxes {
     pub(crate) spawner: Arc<Spawner>,
     pub(crate) network: Arc<Network>,
     pub(crate) sockets: SocketFactory,
-    pub(crate) uid_base: u32,
     pub(crate) run_dir: PathBuf,
     pub(crate) instance: String,
 }
@@ -76,7 +75,6 @@ impl RealSandboxes {
         spawner: Arc<Spawner>,
         network: Arc<Network>,
         sockets: SocketFactory,
-        uid_base: u32,
         order: Order,
     ) -> Result<Made, FailReason> {
         let begun = Instant::now();
@@ -93,7 +91,7 @@ impl RealSandboxes {
             .lease()
             .map_err(|error| FailReason::new(FailKind::Sandbox, chain(&error)))?;
         // Every slot has ids of its own: the files and processes of two apps never share an owner on the host.
-        spec.uid_base = uid_base.saturating_add(slot.index.saturating_mul(berth_sandbox::UID_RANGE));
+        spec.uid_base = slot.uid_base();
         spec.slot = Some(slot.spec());
         let prepared = begun.elapsed();
         let (sandbox, events) = Sandbox::create(&spawner, spec, slot)
@@ -120,7 +118,6 @@ impl Sandboxes for RealSandboxes {
             Arc::clone(&self.spawner),
             Arc::clone(&self.network),
             self.sockets.clone(),
-            self.uid_base,
             order,
         ))
     }

@@ -59,10 +59,15 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
 async fn serve(config: Config, spawner: Arc<Spawner>) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     parts::make_directories(&config)?;
-    let admin = berth_console::bind(&config.admin_socket(), &config.admin.group)
-        .await
-        .map_err(|error| Failure::from_error(&error))?;
     let mut built = parts::Parts::default();
+    parts::run_in_memory(&config, &mut built)?;
+    let admin = match berth_console::bind(&config.admin_socket(), &config.admin.group).await {
+        Ok(admin) => admin,
+        Err(error) => {
+            built.down().await;
+            return Err(Failure::from_error(&error));
+        }
+    };
     let ran = tokio::select! {
         ran = up(&config, spawner, admin, &mut built) => ran,
         () = stop.asked() => Ok(None),
@@ -78,8 +83,8 @@ async fn serve(config: Config, spawner: Arc<Spawner>) -> Result<(), Failure> {
         Ok(None) => Ok(()),
         Err(failure) => Err(failure),
     };
-    built.down().await;
     let _ = std::fs::remove_file(config.admin_socket());
+    built.down().await;
     outcome
 }
 

@@ -16,7 +16,13 @@ use berth_sandbox::{Limits, Network, NetworkConfig, Spawner};
 use berth_store::{EmbeddedConfig, EmbeddedServer, Store, StoreConfig};
 use berth_sys::netns::SocketFactory;
 use berth_workspace::Excludes;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::{
+    mount::{MntFlags, MsFlags, mount as mount_file_system, umount2},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        statfs::{TMPFS_MAGIC, statfs},
+    },
+};
 
 use super::{daemon_status, note};
 use crate::{
@@ -40,6 +46,7 @@ pub struct Parts {
     images: Option<ImageStore>,
     network: Option<Arc<Network>>,
     host: Option<Host>,
+    run_mount: Option<PathBuf>,
 }
 
 impl Parts {
@@ -71,6 +78,11 @@ impl Parts {
         if let Some(embedded) = self.embedded {
             embedded.shutdown().await;
         }
+        if let Some(run) = self.run_mount
+            && let Err(error) = umount2(&run, MntFlags::MNT_DETACH)
+        {
+            note("the run folder's tmpfs stays", &error);
+        }
     }
 }
 
@@ -98,6 +110,21 @@ pub fn make_directories(config: &Config) -> Result<(), Failure> {
     make(&config.paths.logs, 0o750)?;
     // Sandboxes pass through it to their mounts as unprivileged users.
     make(&config.paths.run, 0o755)
+}
+
+/// Sees to it that the run folder is in memory: a sandbox's state files cost milliseconds each on a journalling disk (create
+/// and delete of one took 0.16 ms on tmpfs and 6 ms on ext4). Where `/run` is a disk, a tmpfs of its own is mounted.
+pub fn run_in_memory(config: &Config, parts: &mut Parts) -> Result<(), Failure> {
+    let run = &config.paths.run;
+    let failed = |error: nix::Error| Failure::failed(format!("cannot mount a tmpfs on {}: {error}", run.display()));
+    if statfs(run).map_err(failed)?.filesystem_type() == TMPFS_MAGIC {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount_file_system(Some("berth"), run, Some("tmpfs"), flags, Some("mode=755,size=64m")).map_err(failed)?;
+    tracing::info!("{} is no tmpfs: one was mounted there", run.display());
+    parts.run_mount = Some(run.clone());
+    Ok(())
 }
 
 /// Says early that a port is taken, before apps are touched. The edge binds for good later and reports the same.
