@@ -129,6 +129,10 @@ async fn a_database_of_deleted_objects_becomes_small_at_the_next_start() {
             .await,
         1000
     );
+    // The database gives some of it back by itself while objects are deleted; how much depends on the order of commits.
+    let file = f.dir.path().join("berth.redb");
+    let before = std::fs::metadata(&file).unwrap().len();
+    assert!(before > 50 << 20, "{before}");
     let delete = |n: u64| {
         let store = f.store.clone();
         async move { store.delete(&format!("k{n}")).await.unwrap() }
@@ -141,9 +145,6 @@ async fn a_database_of_deleted_objects_becomes_small_at_the_next_start() {
         999
     );
     f.server.shutdown().await;
-    let file = f.dir.path().join("berth.redb");
-    let before = std::fs::metadata(&file).unwrap().len();
-    assert!(before > 20 << 20, "{before}");
     let (server, store) = serve(f.dir.path()).await;
     let after = std::fs::metadata(&file).unwrap().len();
     assert!(after < 8 << 20, "{before} bytes became {after}");

@@ -1,6 +1,7 @@
-//! Figures, printed: `cargo test -p berth-mount --test speed -- --nocapture --ignored`.
+//! Figures of the mount, printed: `cargo bench -p berth-mount --profile dev`. They promise nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+#[path = "../tests/fixture/mod.rs"]
 mod fixture;
 
 use std::{fs, time::Instant};
@@ -18,9 +19,7 @@ fn timed(mut work: impl FnMut()) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-#[test]
-#[ignore = "prints figures, promises nothing"]
-fn figures() {
+fn main() {
     let f = Fixture::with(
         |_| {},
         |put| {
