@@ -415,10 +415,50 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             eprintln!("--- the daemon's log ---\n{}\n------------------------", self.log());
         }
-        // A test that failed half-way, or that killed its daemon: nothing may stay on the machine.
-        for mount in self.leftovers().0.iter().filter_map(|line| line.strip_prefix("mount ")) {
-            let _ = Command::new("umount").args(["-l", mount]).status();
+        self.clear_away();
+    }
+}
+
+impl Daemon {
+    /// A test that failed half-way, or that killed its daemon, leaves nothing on the machine either.
+    fn clear_away(&self) {
+        let left = self.leftovers();
+        if left.is_empty() {
+            return;
         }
+        // Keepers are forks of the daemon and carry its command line, and with it this test's configuration file.
+        let own = self.config().to_string_lossy().into_owned();
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let ours = fs::read(process.path().join("cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&own));
+            let number = process.file_name().to_str().and_then(|name| name.parse().ok());
+            if let (true, Some(number)) = (ours, number) {
+                let _ = kill(Pid::from_raw(number), Signal::SIGKILL);
+            }
+        }
+        for line in &left.0 {
+            if let Some(mount) = line.strip_prefix("mount ") {
+                let _ = Command::new("umount").args(["-l", mount]).status();
+            } else if let Some(table) = line.strip_prefix("table ") {
+                let _ = Command::new("nft")
+                    .args(["delete", "table"])
+                    .args(table.split(' '))
+                    .status();
+            } else if let Some(cgroup) = line.strip_prefix("cgroup ") {
+                remove_cgroup(Path::new(cgroup));
+            }
+        }
+    }
+}
+
+/// A cgroup can be removed when the last of its processes has been reaped, and its parent after it.
+fn remove_cgroup(path: &Path) {
+    let end = std::time::Instant::now() + Duration::from_secs(5);
+    while fs::remove_dir(path).is_err() && path.exists() && std::time::Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    if let Some(parent) = path.parent() {
+        let _ = fs::remove_dir(parent);
     }
 }
 

@@ -7,13 +7,14 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 pub struct Leftovers(pub BTreeSet<String>);
 
 impl Leftovers {
-    /// Looks at the machine. `links` is the prefix of the instance's network links.
+    /// Looks at the machine.
     #[must_use]
     pub fn of(instance: &str, run_dir: &Path, mountpoint: &Path) -> Self {
         let mut found = BTreeSet::new();
         mounts(run_dir, mountpoint, &mut found);
         cgroups(instance, &mut found);
         tables(instance, &mut found);
+        links(instance, &mut found);
         sandboxes(run_dir, &mut found);
         Self(found)
     }
@@ -52,8 +53,20 @@ fn tables(instance: &str, found: &mut BTreeSet<String>) {
         return;
     };
     for line in String::from_utf8_lossy(&listed.stdout).lines() {
-        if line.split(' ').any(|word| word == instance) {
+        let own = format!("berth_{instance}");
+        if line.split(' ').any(|word| word == own) {
             found.insert(line.to_owned());
+        }
+    }
+}
+
+/// The host's ends of sandboxes' network links.
+fn links(instance: &str, found: &mut BTreeSet<String>) {
+    let own = format!("{instance}_");
+    for link in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+        let name = link.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&own) {
+            found.insert(format!("link {name}"));
         }
     }
 }
