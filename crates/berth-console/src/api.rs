@@ -115,7 +115,7 @@ async fn start(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<
         .host
         .acquire(&app)
         .await
-        .map_err(|error| ApiError::new(StatusCode::CONFLICT, crate::error::chain(&error)))?;
+        .map_err(|error| ApiError::new(StatusCode::CONFLICT, berth_workspace::chain(&error)))?;
     drop(lease);
     snapshot(&api, &app).map(Json)
 }

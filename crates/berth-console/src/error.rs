@@ -44,7 +44,7 @@ impl From<ControlError> for ApiError {
             ControlError::CannotStart { .. } => StatusCode::CONFLICT,
             ControlError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Self::new(status, chain(&error))
+        Self::new(status, berth_workspace::chain(&error))
     }
 }
 
@@ -55,7 +55,7 @@ impl From<RunError> for ApiError {
             RunError::Exec { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             _ => StatusCode::CONFLICT,
         };
-        Self::new(status, chain(&error))
+        Self::new(status, berth_workspace::chain(&error))
     }
 }
 
@@ -65,21 +65,6 @@ impl From<SandboxError> for ApiError {
             SandboxError::Exec { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             _ => StatusCode::CONFLICT,
         };
-        Self::new(status, chain(&error))
+        Self::new(status, berth_workspace::chain(&error))
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
 }

@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::{
     api::{Api, parse_name, snapshot},
-    error::{ApiError, chain},
+    error::ApiError,
     frames::{self, Ending, Frame},
 };
 
@@ -184,7 +184,7 @@ async fn carry(
         tokio::select! {
             ended = session.wait() => break match ended {
                 Ok(exit) => Frame::Exit(Ending { code: exit.shell_code(), text: exit.to_string() }),
-                Err(error) => Frame::Failure(chain(&error)),
+                Err(error) => Frame::Failure(berth_workspace::chain(&error)),
             },
             order = orders.recv() => match order {
                 Some(Frame::Resize(size)) => {

@@ -27,7 +27,7 @@ use crate::machine::Event;
 use crate::monitor::{Bucket, Monitor, MonitorEvent};
 use crate::routes::{Claims, RouteTable};
 use crate::run::{self, RunRequest, RunSession};
-use crate::sandboxes::{RealSandboxes, Sandboxes, chain};
+use crate::sandboxes::{RealSandboxes, Sandboxes};
 use crate::snapshot::{AppSnapshot, AppState, EventKind, HostEvent, InvalidWorkspace};
 
 /// How long the start waits for the first listing: with it the first request after a restart finds its route. Without it
@@ -83,7 +83,7 @@ impl Host {
             Err(error) => {
                 return Err(HostError::Leftovers {
                     path: config.run_dir,
-                    message: chain(&error),
+                    message: berth_workspace::chain(&error),
                 });
             }
         }
@@ -348,7 +348,7 @@ impl Inner {
         self.claim(&name, &app, &plan);
         let plan = plan.map_err(|error| match error {
             PlanError::NotAnApp => FailReason::new(FailKind::NotAnApp, error.to_string()),
-            error => FailReason::new(FailKind::BadPlan, chain(&error)),
+            error => FailReason::new(FailKind::BadPlan, berth_workspace::chain(&error)),
         });
         *app.plan.write() = plan
             .as_ref()

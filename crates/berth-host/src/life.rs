@@ -18,7 +18,7 @@ use crate::failure::{FailKind, FailReason};
 use crate::gate::Upstream;
 use crate::machine::{Climb, Event, RunId};
 use crate::probe::{self, Question};
-use crate::sandboxes::{Made, Order, Running, Sandboxes, chain};
+use crate::sandboxes::{Made, Order, Running, Sandboxes};
 use crate::snapshot::ColdStart;
 
 /// A start that takes longer than this gives its turn to others: it is waiting for something, not computing.
@@ -98,7 +98,7 @@ impl Life {
             self.climb_and_serve(made, permit, line, begun, &mut stop).await;
         }
         if let Err(error) = running.stop(self.grace).await {
-            tracing::warn!(app = %self.app, sandbox = %self.order.spec.id, "stopping: {}", chain(&error));
+            tracing::warn!(app = %self.app, sandbox = %self.order.spec.id, "stopping: {}", berth_workspace::chain(&error));
         }
         self.event(Event::Stopped(self.run));
     }

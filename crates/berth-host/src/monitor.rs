@@ -167,7 +167,7 @@ impl Monitor {
             match self.bucket.list().await {
                 Ok(objects) => break objects,
                 Err(error) => {
-                    tracing::warn!("listing the bucket: {}", crate::sandboxes::chain(&error));
+                    tracing::warn!("listing the bucket: {}", berth_workspace::chain(&error));
                     tokio::time::sleep(AGAIN).await;
                 }
             }
@@ -289,7 +289,7 @@ impl Monitor {
         match folder.take_in(looked, Instant::now() + AGAIN) {
             Ok(Some(event)) => self.announce(event),
             Ok(None) => {}
-            Err(error) => tracing::warn!("reading a workspace: {}", crate::sandboxes::chain(&error)),
+            Err(error) => tracing::warn!("reading a workspace: {}", berth_workspace::chain(&error)),
         }
     }
 

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::driver::Ground;
 use crate::failure::{FailKind, FailReason, RunError};
 use crate::life;
-use crate::sandboxes::{Made, Order, Running, chain};
+use crate::sandboxes::{Made, Order, Running};
 
 /// What to run by hand.
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ impl RunSession {
         let exit = match exec.wait().await {
             Ok(exit) => exit,
             Err(error) => {
-                tracing::warn!(sandbox = %sandbox.id(), "waiting for a command: {}", chain(&error));
+                tracing::warn!(sandbox = %sandbox.id(), "waiting for a command: {}", berth_workspace::chain(&error));
                 ExitInfo::default()
             }
         };
@@ -126,7 +126,7 @@ pub(crate) async fn start(
     let exec = sandbox.exec(request.exec).await.map_err(|error| RunError::Exec {
         app: app.clone(),
         command,
-        message: chain(&error),
+        message: berth_workspace::chain(&error),
     })?;
     Ok(RunSession { exec, sandbox, keep })
 }
@@ -141,7 +141,10 @@ fn remove_when_left(ground: &Ground, stop: CancellationToken, running: Arc<dyn R
             () = stop.cancelled() => {}
         }
         if let Err(error) = running.stop(grace).await {
-            tracing::warn!("stopping a sandbox that was run by hand: {}", chain(&error));
+            tracing::warn!(
+                "stopping a sandbox that was run by hand: {}",
+                berth_workspace::chain(&error)
+            );
         }
         drop(done);
     });

@@ -84,19 +84,19 @@ impl RealSandboxes {
         let root = tokio::task::spawn_blocking(move || images.mount(&name)).await;
         spec.image_root = match root {
             Ok(Ok(root)) => root,
-            Ok(Err(error)) => return Err(FailReason::new(FailKind::Image, chain(&error))),
+            Ok(Err(error)) => return Err(FailReason::new(FailKind::Image, berth_workspace::chain(&error))),
             Err(stopped) => return Err(FailReason::new(FailKind::Image, format!("mounting {image}: {stopped}"))),
         };
         let slot = network
             .lease()
-            .map_err(|error| FailReason::new(FailKind::Sandbox, chain(&error)))?;
+            .map_err(|error| FailReason::new(FailKind::Sandbox, berth_workspace::chain(&error)))?;
         // Every slot has ids of its own: the files and processes of two apps never share an owner on the host.
         spec.uid_base = slot.uid_base();
         spec.slot = Some(slot.spec());
         let prepared = begun.elapsed();
         let (sandbox, events) = Sandbox::create(&spawner, spec, slot)
             .await
-            .map_err(|error| FailReason::new(FailKind::Sandbox, chain(&error)))?;
+            .map_err(|error| FailReason::new(FailKind::Sandbox, berth_workspace::chain(&error)))?;
         let netns = sandbox.netns();
         let running = Arc::new(RealSandbox {
             sandbox: Arc::new(sandbox),
@@ -126,7 +126,11 @@ impl Sandboxes for RealSandboxes {
         Box::pin(async move {
             match clean_leftovers(&self.run_dir, &self.instance).await {
                 Ok(done) => done.iter().for_each(|line| tracing::warn!("left at the end: {line}")),
-                Err(error) => tracing::warn!("clearing {}: {}", self.run_dir.display(), chain(&error)),
+                Err(error) => tracing::warn!(
+                    "clearing {}: {}",
+                    self.run_dir.display(),
+                    berth_workspace::chain(&error)
+                ),
             }
         })
     }
@@ -158,16 +162,4 @@ impl Running for RealSandbox {
     fn sandbox(&self) -> Option<Arc<Sandbox>> {
         Some(Arc::clone(&self.sandbox))
     }
-}
-
-/// An error with all its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }

@@ -132,22 +132,43 @@ impl Core {
 
     /// Asks S3 what is at `key` now and makes the tree say so. Call it without holding a file's turn.
     pub(crate) async fn reconcile(self: &Arc<Self>, key: &str) {
-        let file = self.file_at(key);
+        while !self.try_reconcile(key).await {}
+    }
+
+    /// One look; `false` when the name came to mean another file meanwhile. S3's answer is believed only about the very
+    /// file whose turn was held while it was asked: else an upload that ended in between would be undone by an answer
+    /// from before it.
+    async fn try_reconcile(self: &Arc<Self>, key: &str) -> bool {
         let _no_folder_moves = self.moves.read().await;
+        let file = self.file_at(key);
         let _turn = match &file {
             Some(file) => Some(file.upload.lock().await),
             None => None,
         };
         if self.uploader.is_buried(key) {
-            return;
+            return true;
         }
+        let answer = self.store.head(key).await;
         let mut notices = Vec::new();
-        match self.store.head(key).await {
-            Ok(Some(info)) => self.place(&mut self.tree.lock(), &info, &mut notices),
-            Ok(None) => self.displace(&mut self.tree.lock(), key, &mut notices),
-            Err(error) => tracing::warn!(key, %error, "cannot look up a change made elsewhere"),
+        {
+            let mut tree = self.tree.lock();
+            let now = tree.find(key).and_then(|ino| tree.file(ino).ok());
+            let same = match (&file, &now) {
+                (None, None) => true,
+                (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+                _ => false,
+            };
+            if !same {
+                return false;
+            }
+            match answer {
+                Ok(Some(info)) => self.place(&mut tree, &info, &mut notices),
+                Ok(None) => self.displace(&mut tree, key, &mut notices),
+                Err(error) => tracing::warn!(key, %error, "cannot look up a change made elsewhere"),
+            }
         }
         self.tell(notices);
+        true
     }
 
     /// Compares the whole bucket with the tree.

@@ -36,23 +36,9 @@ impl<T, E: std::error::Error> During<T> for Result<T, E> {
     fn during(self, act: &'static str) -> Result<T, Failure> {
         self.map_err(|error| Failure {
             act,
-            reason: chain(&error),
+            reason: berth_workspace::chain(&error),
         })
     }
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// What a started container gives the keeper.

@@ -7,6 +7,7 @@
 //!
 //! Not here: who fetches the files (`berth-store`), who runs the plan (`berth-host`, `berth-sandbox`).
 
+mod causes;
 mod excludes;
 mod file;
 pub mod index;
@@ -18,6 +19,7 @@ mod revision;
 mod schema;
 mod suggest;
 
+pub use causes::chain;
 pub use excludes::{DEFAULT_EXCLUDES, Excludes, ExcludesError};
 pub use file::{Command, FileError, Install, LimitsOverride, WorkspaceFile};
 pub use index::{EntryKind, IndexEntry, WorkspaceIndex};

@@ -52,7 +52,7 @@ impl Failure {
 
     /// An error with all its causes (1).
     pub fn from_error(error: &dyn Error) -> Self {
-        Self::failed(chain(error))
+        Self::failed(berth_workspace::chain(error))
     }
 
     /// Says what failed and gives the exit code.
@@ -66,19 +66,4 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
-}
-
-/// An error with its causes in one line; a cause already told is not repeated.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let told = inner.to_string();
-        if !text.contains(&told) {
-            text.push_str(": ");
-            text.push_str(&told);
-        }
-        cause = inner.source();
-    }
-    text
 }

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let config = match config::load(cli.config.as_deref()) {
         Ok(config) => config,
-        Err(error) => return Failure::usage(failure::chain(&error)).report(),
+        Err(error) => return Failure::usage(berth_workspace::chain(&error)).report(),
     };
     let done = match cli.command {
         Command::Serve => serve::run(config),

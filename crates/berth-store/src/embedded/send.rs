@@ -104,8 +104,12 @@ fn open_body(shared: &Shared, body: &Body) -> S3Result<Option<Source>> {
 fn read_row(shared: &Shared, id: u64) -> Result<Option<Bytes>, DbError> {
     let guard = shared.db.read();
     let db = guard.as_ref().ok_or(redb::Error::DatabaseClosed)?;
-    let row = db.begin_read()?.open_table(BODIES)?.get(id)?;
-    Ok(row.map(|r| Bytes::copy_from_slice(r.value())))
+    // The transaction outlives the row: it is what keeps the writer from freeing the row's pages.
+    let txn = db.begin_read()?;
+    let row = txn.open_table(BODIES)?.get(id)?;
+    let bytes = row.as_ref().map(|row| Bytes::copy_from_slice(row.value()));
+    drop(row);
+    Ok(bytes)
 }
 
 fn open_files(shared: &Shared, blobs: &[Blob]) -> S3Result<Option<Source>> {

@@ -46,7 +46,7 @@ fn keys(config: &Config) -> Result<(String, String), Failure> {
         Err(error) => return Err(unreadable(error.to_string())),
     }
     let read =
-        berth_store::load_or_create_credentials(&path).map_err(|error| unreadable(crate::failure::chain(&error)))?;
+        berth_store::load_or_create_credentials(&path).map_err(|error| unreadable(berth_workspace::chain(&error)))?;
     Ok((read.access_key, read.secret_key))
 }
 

@@ -33,7 +33,7 @@ pub fn run(command: cli::Image, config: &Config) -> Result<ExitCode, Failure> {
 }
 
 fn failed(error: &berth_image::ImageError) -> Failure {
-    let message = crate::failure::chain(error);
+    let message = berth_workspace::chain(error);
     if error.is_not_found() {
         Failure::not_found(message)
     } else {
@@ -113,7 +113,7 @@ fn verify(store: &ImageStore, names: Vec<String>) -> Result<ExitCode, Failure> {
             Err(error) if error.is_not_found() => return Err(failed(&error)),
             Err(error) => {
                 wrong += 1;
-                eprintln!("berth: {}", crate::failure::chain(&error));
+                eprintln!("berth: {}", berth_workspace::chain(&error));
             }
         }
     }

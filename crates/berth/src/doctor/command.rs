@@ -10,7 +10,7 @@ use berth_image::ImageStore;
 use super::{Check, ImageProblem, ImageState, Port, Status, StoreAnswer, Subject, resolve, run, worst};
 use crate::client::Client;
 use crate::config::Config;
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 
 /// The images every host should have.
 const IMAGES: [&str; 4] = ["node", "python", "go", "nginx"];
@@ -90,14 +90,14 @@ fn look(config: &Config, running: bool) -> Vec<Check> {
 fn images(config: &Config) -> Vec<ImageState> {
     let store = ImageStore::open(config.images_dir(), config.paths.run.join("images"));
     let check = |name: &str| match &store {
-        Err(error) => Err(ImageProblem::Broken(chain(error))),
+        Err(error) => Err(ImageProblem::Broken(berth_workspace::chain(error))),
         Ok(store) => match store.verify(name) {
             Ok(info) => Ok(format!(
                 "{}, as built",
                 bytesize::ByteSize::b(info.size).display().iec()
             )),
             Err(error) if error.is_not_found() => Err(ImageProblem::Missing),
-            Err(error) => Err(ImageProblem::Broken(chain(&error))),
+            Err(error) => Err(ImageProblem::Broken(berth_workspace::chain(&error))),
         },
     };
     IMAGES

@@ -26,12 +26,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use crate::{
-    apps::HostedApps,
-    config::Config,
-    failure::{Failure, chain},
-    telemetry,
-};
+use crate::{apps::HostedApps, config::Config, failure::Failure, telemetry};
 
 /// How long requests may go on when the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -200,5 +195,5 @@ fn daemon_status(config: &Config, endpoint: String, edge: Vec<String>, since: In
 
 /// Logs what could not be taken down; the rest is taken down all the same.
 fn note(what: &str, error: &dyn std::error::Error) {
-    tracing::warn!("{what}: {}", chain(error));
+    tracing::warn!("{what}: {}", berth_workspace::chain(error));
 }

@@ -25,10 +25,7 @@ use nix::{
 };
 
 use super::{daemon_status, note};
-use crate::{
-    config::Config,
-    failure::{Failure, chain},
-};
+use crate::{config::Config, failure::Failure};
 
 /// Where distributions keep the bundle of trusted certificates.
 const CA_BUNDLES: [&str; 4] = [
@@ -219,7 +216,7 @@ pub async fn mount(config: &Config, store: Store, parts: &mut Parts) -> Result<(
 }
 
 fn excludes(config: &Config) -> Result<Excludes, Failure> {
-    Excludes::new(&config.mount.exclude).map_err(|error| Failure::usage(chain(&error)))
+    Excludes::new(&config.mount.exclude).map_err(|error| Failure::usage(berth_workspace::chain(&error)))
 }
 
 /// The image store. Missing images are no reason not to serve: an app that needs one says so.
