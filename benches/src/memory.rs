@@ -34,36 +34,17 @@ fn field(text: &str, name: &str) -> anyhow::Result<u64> {
     number.ok_or_else(|| anyhow::anyhow!("no {name}"))
 }
 
-/// The keepers of this daemon's sandboxes: they hold its run folder's sockets.
+/// The keepers of this daemon's sandboxes: forks of it by another name, so they carry its command line.
 fn keepers(daemon: &Daemon) -> anyhow::Result<Vec<u32>> {
+    let own = daemon.config().to_string_lossy().into_owned();
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(daemon.run_dir().join("sandboxes"))?.flatten() {
-        let socket = entry.path().join("keeper.sock");
-        let listed = std::fs::read_to_string("/proc/net/unix")?;
-        let inode = listed
-            .lines()
-            .find(|line| line.ends_with(&*socket.to_string_lossy()))
-            .and_then(|line| line.split_whitespace().nth(6));
-        let Some(inode) = inode else { continue };
-        found.extend(holders(&format!("socket:[{inode}]"))?);
-    }
-    Ok(found)
-}
-
-fn holders(of: &str) -> anyhow::Result<Option<u32>> {
     for process in std::fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let Ok(open) = std::fs::read_dir(process.path().join("fd")) else {
-            continue;
-        };
-        if open
-            .flatten()
-            .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy() == of))
-        {
-            return Ok(Some(pid));
+        let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        if name.trim() == "berth-keeper" && String::from_utf8_lossy(&line).contains(&own) {
+            found.extend(process.file_name().to_str().and_then(|pid| pid.parse::<u32>().ok()));
         }
     }
-    Ok(None)
+    anyhow::ensure!(!found.is_empty(), "no keeper was found");
+    Ok(found)
 }

@@ -19,6 +19,8 @@ use crate::step::{build_berth, output, repository, run, say};
 
 /// Where the daemon that `up` starts writes what it does.
 const LOG: &str = "/var/log/berth/daemon.log";
+/// Where `up` makes the command line known.
+const COMMAND: &str = "/usr/local/bin/berth";
 /// How long the daemon may take until it answers, or until it has ended.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often conditions are looked at.
@@ -39,6 +41,7 @@ pub fn up() -> Result<()> {
     packages::check_host()?;
     packages::install(&[For::Build, For::Run])?;
     let berth = build_berth()?;
+    link(&berth);
     build_images(&berth, &["all"])?;
     let status = match status(&berth) {
         Some(status) => {
@@ -51,11 +54,27 @@ pub fn up() -> Result<()> {
     let names = examples::put(&status.mount)?;
     examples::visit(edge, &names)?;
     say(&format!(
-        "save source under {}; `{} ps` lists the apps",
-        status.mount.display(),
-        berth.display()
+        "save source under {}; `berth ps` lists the apps",
+        status.mount.display()
     ));
     Ok(())
+}
+
+/// Makes `berth` a command of this host. One that somebody installed is left alone.
+fn link(berth: &Path) {
+    let place = Path::new(COMMAND);
+    let ours = fs::symlink_metadata(place).is_ok_and(|found| found.is_symlink());
+    if place.exists() && !ours {
+        say(&format!(
+            "{COMMAND} is left as it is; the one built here is {}",
+            berth.display()
+        ));
+        return;
+    }
+    let _ = fs::remove_file(place);
+    if let Err(error) = std::os::unix::fs::symlink(berth, place) {
+        say(&format!("no link at {COMMAND} ({error}); call {}", berth.display()));
+    }
 }
 
 /// Stops the daemon; the apps end with it.
