@@ -34,17 +34,12 @@ fn field(text: &str, name: &str) -> anyhow::Result<u64> {
     number.ok_or_else(|| anyhow::anyhow!("no {name}"))
 }
 
-/// The keepers of this daemon's sandboxes: forks of it by another name, so they carry its command line.
-fn keepers(daemon: &Daemon) -> anyhow::Result<Vec<u32>> {
-    let own = daemon.config().to_string_lossy().into_owned();
-    let mut found = Vec::new();
-    for process in std::fs::read_dir("/proc")?.flatten() {
-        let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        if name.trim() == "berth-keeper" && String::from_utf8_lossy(&line).contains(&own) {
-            found.extend(process.file_name().to_str().and_then(|pid| pid.parse::<u32>().ok()));
-        }
-    }
+/// The keepers of this daemon's sandboxes: of its processes, those with a keeper's name.
+fn keepers(daemon: &Daemon) -> anyhow::Result<Vec<i32>> {
+    let is_keeper = |pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "berth-keeper")
+    };
+    let found: Vec<i32> = daemon.processes().into_iter().filter(is_keeper).collect();
     anyhow::ensure!(!found.is_empty(), "no keeper was found");
     Ok(found)
 }

@@ -93,21 +93,13 @@ fn an_idle_app_leaves_nothing_behind_and_the_next_request_starts_it_again() {
         };
         all.filter(of_sandboxes).collect::<Vec<_>>()
     };
-    let processes = || {
-        let listed = std::fs::read_dir("/proc").unwrap().flatten();
-        let own = daemon.config().to_string_lossy().into_owned();
-        listed
-            .filter(|process| {
-                std::fs::read(process.path().join("cmdline"))
-                    .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&own))
-            })
-            .count()
-    };
     wait("the sandbox's traces to go", Duration::from_secs(10), || {
         sandbox_traces(&daemon).is_empty()
     });
     // The daemon and its spawner; keepers carry the same command line.
-    wait("its keeper to go", Duration::from_secs(10), || processes() == 2);
+    wait("its keeper to go", Duration::from_secs(10), || {
+        daemon.processes().len() == 2
+    });
     assert_eq!(daemon.get("/sleepy/").text, "awake");
     assert_eq!(daemon.inspect("sleepy").unwrap()["starts"], 2);
 }

@@ -18,29 +18,23 @@ impl HostedApps {
     /// Follows the host's routes from now on. Call within the daemon's runtime.
     pub fn new(host: Host, domain: String) -> Self {
         let mut changes = host.routes();
-        let table = |routes: &berth_host::RouteTable| {
-            let hosts = routes.hosts.iter().map(|(host, app)| (host.clone(), app.clone()));
-            Arc::new(RouteTable::new(&domain, routes.apps.iter().cloned(), hosts))
-        };
-        let routes = Arc::new(RwLock::new(table(&changes.borrow_and_update())));
+        let first = edge_table(&domain, &changes.borrow_and_update());
+        let routes = Arc::new(RwLock::new(first));
         let shared = Arc::clone(&routes);
-        let domain_of_table = domain.clone();
         tokio::spawn(async move {
             while changes.changed().await.is_ok() {
-                let next = {
-                    let routes = changes.borrow_and_update();
-                    let hosts: Vec<_> = routes
-                        .hosts
-                        .iter()
-                        .map(|(host, app)| (host.clone(), app.clone()))
-                        .collect();
-                    Arc::new(RouteTable::new(&domain_of_table, routes.apps.iter().cloned(), hosts))
-                };
+                let next = edge_table(&domain, &changes.borrow_and_update());
                 *shared.write() = next;
             }
         });
         Self { host, routes }
     }
+}
+
+/// The host's routes as the edge looks them up.
+fn edge_table(domain: &str, routes: &berth_host::RouteTable) -> Arc<RouteTable> {
+    let hosts = routes.hosts.iter().map(|(host, app)| (host.clone(), app.clone()));
+    Arc::new(RouteTable::new(domain, routes.apps.iter().cloned(), hosts))
 }
 
 #[async_trait]

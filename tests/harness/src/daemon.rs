@@ -394,6 +394,19 @@ impl Daemon {
             .collect()
     }
 
+    /// The process ids of the daemon, its spawner and its keepers: the others are forks of the first and carry its command
+    /// line, and with it this test's configuration file.
+    #[must_use]
+    pub fn processes(&self) -> Vec<i32> {
+        let own = self.config().to_string_lossy().into_owned();
+        let ours = |line: Vec<u8>| String::from_utf8_lossy(&line).contains(&own);
+        let listed = fs::read_dir("/proc").into_iter().flatten().flatten();
+        listed
+            .filter(|process| fs::read(process.path().join("cmdline")).is_ok_and(&ours))
+            .filter_map(|process| process.file_name().to_str()?.parse().ok())
+            .collect()
+    }
+
     /// What of this instance is on the machine now.
     #[must_use]
     pub fn leftovers(&self) -> Leftovers {
@@ -426,15 +439,8 @@ impl Daemon {
         if left.is_empty() {
             return;
         }
-        // Keepers are forks of the daemon and carry its command line, and with it this test's configuration file.
-        let own = self.config().to_string_lossy().into_owned();
-        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let ours = fs::read(process.path().join("cmdline"))
-                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&own));
-            let number = process.file_name().to_str().and_then(|name| name.parse().ok());
-            if let (true, Some(number)) = (ours, number) {
-                let _ = kill(Pid::from_raw(number), Signal::SIGKILL);
-            }
+        for process in self.processes() {
+            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
         }
         for line in &left.0 {
             if let Some(mount) = line.strip_prefix("mount ") {

@@ -13,6 +13,17 @@ pub use load::load;
 use serde::{Deserialize, Serialize};
 pub use values::{Size, Span};
 
+/// The images every host should have.
+pub const IMAGES: [&str; 4] = ["node", "python", "go", "nginx"];
+
+/// Where distributions keep the bundle of trusted certificates.
+pub const CA_BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
 /// All that an operator can choose. The meaning of each value is told in `berth.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

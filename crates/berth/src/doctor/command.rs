@@ -9,11 +9,9 @@ use berth_image::ImageStore;
 
 use super::{Check, ImageProblem, ImageState, Port, Status, StoreAnswer, Subject, resolve, run, worst};
 use crate::client::Client;
-use crate::config::Config;
+use crate::config::{Config, IMAGES};
 use crate::failure::Failure;
 
-/// The images every host should have.
-const IMAGES: [&str; 4] = ["node", "python", "go", "nginx"];
 /// How long S3 is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// An answer's headers are not longer than this.

@@ -10,6 +10,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
 
 use super::{Check, Port, Subject};
+use crate::config::CA_BUNDLES;
 
 /// Capabilities the daemon uses, by their number in capability(7): root has them all, root in a container mostly not.
 const CAPABILITIES: [(u8, &str); 9] = [
@@ -22,13 +23,6 @@ const CAPABILITIES: [(u8, &str); 9] = [
     (18, "SYS_CHROOT"),
     (19, "SYS_PTRACE"),
     (21, "SYS_ADMIN"),
-];
-/// Where distributions keep the certificates they trust.
-const CA_BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
 ];
 const MIB: u64 = 1 << 20;
 /// Below this, logs and the embedded S3 server stop soon.

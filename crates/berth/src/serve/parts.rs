@@ -25,15 +25,10 @@ use nix::{
 };
 
 use super::{daemon_status, note};
-use crate::{config::Config, failure::Failure};
-
-/// Where distributions keep the bundle of trusted certificates.
-const CA_BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
+use crate::{
+    config::{CA_BUNDLES, Config, IMAGES},
+    failure::Failure,
+};
 
 /// What stands so far, to be taken down in the reverse order.
 #[derive(Default)]
@@ -229,7 +224,7 @@ pub fn images(config: &Config, parts: &mut Parts) -> Result<ImageStore, Failure>
         .into_iter()
         .map(|image| image.name)
         .collect();
-    let missing: Vec<&str> = ["node", "python", "go", "nginx"]
+    let missing: Vec<&str> = IMAGES
         .into_iter()
         .filter(|name| !present.iter().any(|p| p == name))
         .collect();
