@@ -288,7 +288,7 @@ impl Core {
                 .put_over(key, content, expect)
                 .await
                 .map(|info| (info, content.len())),
-            (None, Some(base)) => self.store.copy(&base.key, key).await.map(|info| (info, base.size)),
+            (None, Some(base)) => self.store.copy(&base.key, None, key).await.map(|info| (info, base.size)),
             (None, None) => return Err(Errno::EIO),
         };
         let (info, size) = stored.map_err(|e| self.failed("cannot rename to", key, &e))?;
@@ -328,7 +328,7 @@ impl Core {
                     } else {
                         format!("{above}/{}", conflict_name(name))
                     };
-                    self.store.copy(key, &aside).await?;
+                    self.store.copy(key, None, &aside).await?;
                     tracing::warn!(
                         key,
                         conflict = aside,

@@ -302,17 +302,8 @@ pub(crate) async fn put_content(
         Snapshot::Memory(bytes) => return core.store.put(key, bytes.clone(), expect).await,
         Snapshot::Spilled(file, _) => file.clone(),
     };
-    // An upload in parts is no `Send` future; a thread of the blocking pool drives it instead.
-    let (store, key, rt) = (core.store.clone(), key.to_owned(), core.rt.clone());
-    let upload = move || rt.block_on(store.put_file(&key, &Snapshot::path_of(&file), expect));
-    match tokio::task::spawn_blocking(upload).await {
-        Ok(stored) => stored,
-        Err(ended) => match ended.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends: this future is dropped at its next pause.
-            Err(_) => std::future::pending().await,
-        },
-    }
+    let path = Snapshot::path_of(&file);
+    core.store.put_file(key, &path, expect, None, &|| true).await
 }
 
 /// S3 has `job`. `false`: a large file was written meanwhile, so what S3 has may be neither old nor new.

@@ -141,6 +141,12 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// A local file was written to while it was uploaded; nothing of it was stored.
+    #[error("{path} was written to while it was uploaded; nothing was stored", path = path.display())]
+    FileChanged {
+        /// The file.
+        path: PathBuf,
+    },
     /// The store's configuration makes no sense.
     #[error("store configuration: {what}")]
     Config {

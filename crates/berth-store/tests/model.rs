@@ -134,7 +134,7 @@ impl World {
                     None => assert!(feed.try_recv().is_err()),
                 }
             }
-            Op::Copy(from, to) => match (self.store.copy(&from, &to).await, self.model.get(&from).cloned()) {
+            Op::Copy(from, to) => match (self.store.copy(&from, None, &to).await, self.model.get(&from).cloned()) {
                 (Ok(info), Some((body, etag))) => {
                     assert_eq!((info.size, &info.etag), (body.len() as u64, &etag));
                     self.model.insert(to, (body, etag));

@@ -108,7 +108,10 @@ async fn an_upload_in_parts_survives_lost_answers() {
     let body = noise(20 << 20, 3);
     std::fs::write(&path, &body).unwrap();
     to_lose.store(2, Ordering::SeqCst);
-    store.put_file("large", &path, Precondition::Absent).await.unwrap();
+    store
+        .put_file("large", &path, Precondition::Absent, None, &|| true)
+        .await
+        .unwrap();
     assert_eq!(to_lose.load(Ordering::SeqCst), 0, "answers were lost");
     assert!(f.store.get("large").await.unwrap().1 == body);
 }

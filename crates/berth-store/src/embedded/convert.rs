@@ -127,6 +127,15 @@ pub(super) fn check_copy_source(
         .map_err(|_| s3_error!(PreconditionFailed))
 }
 
+/// A condition of a copy's destination, which `s3s` does not read.
+pub(super) fn condition(headers: &http::HeaderMap, name: http::HeaderName) -> S3Result<Option<ETagCondition>> {
+    let malformed = |_| s3_error!(InvalidArgument, "A condition of the copy is malformed.");
+    headers
+        .get(name)
+        .map(|value| ETagCondition::parse_http_header(value.as_bytes()).map_err(malformed))
+        .transpose()
+}
+
 /// The ETag of an object made of parts: the MD5 of the parts' MD5s, and how many.
 pub(super) fn etag_of_parts<'a>(etags: impl ExactSizeIterator<Item = &'a str>) -> String {
     let count = etags.len();

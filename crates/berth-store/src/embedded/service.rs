@@ -10,8 +10,8 @@ use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use tokio::sync::{mpsc, oneshot};
 
 use super::convert::{
-    check_copy_source, check_read, content_type, copy_source, etag, expires, metadata, resolve, signed, timestamp,
-    unix, user,
+    check_copy_source, check_read, condition, content_type, copy_source, etag, expires, metadata, resolve, signed,
+    timestamp, unix, user,
 };
 use super::disk::NewBlob;
 use super::receive::{Announced, Place, Received, io_error, receive};
@@ -313,8 +313,12 @@ impl S3 for Service {
     }
 
     async fn copy_object(&self, req: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
-        let mut input = req.input;
+        let (mut input, sent) = (req.input, req.headers);
         self.need_bucket(&input.bucket)?;
+        let when = When {
+            if_match: condition(&sent, http::header::IF_MATCH)?,
+            if_none_match: condition(&sent, http::header::IF_NONE_MATCH)?,
+        };
         let (bucket, key) = copy_source(&input.copy_source)?;
         let (old, source) = open(&self.shared, bucket, key).await?;
         check_copy_source(
@@ -359,7 +363,7 @@ impl S3 for Service {
             record,
             inline,
             files,
-            when: When::default(),
+            when,
         })
         .await?;
         Ok(S3Response::new(CopyObjectOutput {

@@ -134,7 +134,8 @@ impl Inner {
                     reason: code.to_owned(),
                 }
             }
-            _ if status >= 500 || status == 429 || status == 408 => {
+            // 501 stays 501 however often it is asked.
+            _ if (status >= 500 && status != 501) || status == 429 || status == 408 => {
                 let reason = if code.is_empty() {
                     format!("HTTP {status}")
                 } else {

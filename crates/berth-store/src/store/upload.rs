@@ -1,23 +1,25 @@
-//! PUT: whole bodies, files in parts, and what to make of a refused precondition.
+//! PUT: whole bodies, files (large ones in parts), and what to make of a refused precondition.
 //!
 //! A PUT whose answer was lost is sent again by the SDK, and then meets its own work: 412, although nobody else wrote.
-//! So a refusal is a conflict only when the object there is not the one that was being written; its ETag, which is the
-//! MD5 of what was sent, tells.
+//! So a refusal is a conflict only when the object there is not the one that was being written: its token tells, or its
+//! ETag, which on most servers is the MD5 of what was sent.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use bytes::{Bytes, BytesMut};
-use futures::{TryStreamExt as _, stream};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use md5::{Digest as _, Md5};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt as _;
 
 use super::failure::target;
-use super::{Inner, now, unquoted};
-use crate::{Act, ObjectInfo, Precondition, Result, StoreError};
+use super::multipart::Multipart;
+use super::{Inner, TOKEN, now, unquoted};
+use crate::{Act, Change, ObjectInfo, Precondition, Result, StoreError};
 
 /// Files above this go up in parts.
 const MULTIPART_ABOVE: u64 = 16 * 1024 * 1024;
@@ -30,73 +32,104 @@ const CONFLICT_RETRIES: u32 = 3;
 /// The pause before such another try.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(50);
 
+pub(super) fn quoted(etag: &str) -> String {
+    format!("\"{etag}\"")
+}
+
 /// The two headers of a precondition.
-fn conditions(pre: &Precondition) -> (Option<String>, Option<String>) {
+pub(super) fn conditions(pre: &Precondition) -> (Option<String>, Option<String>) {
     match pre {
         Precondition::None => (None, None),
         Precondition::Absent => (None, Some("*".to_owned())),
-        Precondition::Matches(etag) => (Some(format!("\"{etag}\"")), None),
+        Precondition::Matches(etag) => (Some(quoted(etag)), None),
     }
 }
 
+/// The save's token as the object carries it.
+pub(super) fn metadata(token: Option<&str>) -> Option<HashMap<String, String>> {
+    token.map(|token| HashMap::from([(TOKEN.to_owned(), token.to_owned())]))
+}
+
+/// A file on its way up, and who says whether it is still what it was.
+pub(super) struct LocalFile<'a> {
+    pub path: &'a Path,
+    pub unchanged: &'a (dyn Fn() -> bool + Send + Sync),
+}
+
 impl Inner {
-    pub(super) async fn put(&self, key: &str, body: Bytes, pre: &Precondition) -> Result<ObjectInfo> {
-        let size = body.len() as u64;
-        if !self.conditional {
-            self.look_first(key, pre).await?;
+    /// One PUT; answers the ETag, or the error and the HTTP status if there was one.
+    pub(super) async fn send_body(
+        &self,
+        key: &str,
+        body: Bytes,
+        pre: &Precondition,
+        token: Option<&str>,
+    ) -> Result<String, (StoreError, Option<u16>)> {
+        let (if_match, if_none_match) = conditions(pre);
+        let request = self.client.put_object().bucket(&self.bucket).key(key);
+        let request = request.set_if_match(if_match).set_if_none_match(if_none_match);
+        let request = request.set_metadata(metadata(token)).body(ByteStream::from(body));
+        match request.send().await {
+            Ok(done) => Ok(unquoted(done.e_tag())),
+            Err(error) => {
+                let status = error.raw_response().map(|r| r.status().as_u16());
+                Err((self.failure(Act::Put, Some(key), error), status))
+            }
+        }
+    }
+
+    pub(super) async fn put(
+        &self,
+        key: &str,
+        body: Bytes,
+        pre: &Precondition,
+        token: Option<&str>,
+    ) -> Result<ObjectInfo> {
+        let mut sent = pre;
+        if !self.abilities.conditional_put {
+            self.look_first(Act::Put, key, pre).await?;
+            sent = &Precondition::None;
         }
         let mut tries = 0;
         loop {
             tries += 1;
-            let (if_match, if_none_match) = conditions(pre);
-            let request = self.client.put_object().bucket(&self.bucket).key(key);
-            let request = request.set_if_match(if_match).set_if_none_match(if_none_match);
-            let error = match request.body(ByteStream::from(body.clone())).send().await {
-                Ok(done) => {
-                    let etag = unquoted(done.e_tag());
+            let (error, status) = match self.send_body(key, body.clone(), sent, token).await {
+                Ok(etag) => {
                     return Ok(ObjectInfo {
                         key: key.to_owned(),
-                        size,
+                        size: body.len() as u64,
                         etag,
                         modified: now(),
                     });
                 }
-                Err(error) => error,
+                Err(refused) => refused,
             };
-            let raced = error.raw_response().is_some_and(|r| r.status().as_u16() == 409);
-            let error = self.failure(Act::Put, Some(key), error);
-            if raced && error.is_conflict() && tries <= CONFLICT_RETRIES {
+            if status == Some(409) && error.is_conflict() && tries <= CONFLICT_RETRIES {
                 tokio::time::sleep(CONFLICT_PAUSE).await;
                 continue;
             }
             let md5 = || hex::encode(Md5::digest(&body));
-            return self.own_or_conflict(key, pre, error, md5).await;
+            return self.own_or_conflict(key, pre, error, token, md5).await;
         }
     }
 
-    /// On a server without conditional writes: HEAD instead. Between it and the PUT others may write.
-    async fn look_first(&self, key: &str, pre: &Precondition) -> Result<()> {
+    /// On a server that does not look at conditions itself: HEAD instead. Between it and the write others may write.
+    pub(super) async fn look_first(&self, act: Act, key: &str, pre: &Precondition) -> Result<()> {
         let holds = match pre {
             Precondition::None => true,
             Precondition::Absent => self.head(key).await?.is_none(),
             Precondition::Matches(etag) => self.head(key).await?.is_some_and(|o| o.etag == *etag),
         };
-        match holds {
-            true => Ok(()),
-            false => Err(StoreError::Conflict {
-                act: Act::Put,
-                bucket: self.bucket.clone(),
-                key: key.to_owned(),
-            }),
-        }
+        if holds { Ok(()) } else { Err(self.conflict(act, key)) }
     }
 
     /// After a refusal: success when the object there is what we sent.
-    async fn own_or_conflict(
+    pub(super) async fn own_or_conflict(
         &self,
         key: &str,
         pre: &Precondition,
         error: StoreError,
+        token: Option<&str>,
         etag: impl FnOnce() -> String,
     ) -> Result<ObjectInfo> {
         let conditional = *pre != Precondition::None;
@@ -104,184 +137,84 @@ impl Inner {
         if !(conditional && (error.is_conflict() || error.is_no_such_key())) {
             return Err(error);
         }
-        let conflict = StoreError::Conflict {
-            act: Act::Put,
-            bucket: self.bucket.clone(),
-            key: key.to_owned(),
-        };
-        match self.head(key).await? {
-            Some(there) if there.etag == etag() => Ok(there),
-            _ => Err(conflict),
+        match self.head_with_token(key).await? {
+            Some((there, Some(its))) if token == Some(its.as_str()) => Ok(there),
+            Some((there, _)) if there.etag == etag() => Ok(there),
+            _ => Err(self.conflict(Act::Put, key)),
         }
     }
 
-    pub(super) async fn put_file(&self, key: &str, path: &Path, pre: &Precondition) -> Result<ObjectInfo> {
-        let unreadable = |source| StoreError::LocalFile {
+    pub(super) async fn put_file(
+        self: &Arc<Self>,
+        key: &str,
+        file: LocalFile<'_>,
+        pre: Precondition,
+        token: Option<&str>,
+    ) -> Result<ObjectInfo> {
+        let unreadable = |source| self.unreadable(key, file.path, source);
+        let mut source = File::open(file.path).await.map_err(unreadable)?;
+        let size = source.metadata().await.map_err(unreadable)?.len();
+        if size <= MULTIPART_ABOVE {
+            let mut body = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+            source.read_to_end(&mut body).await.map_err(unreadable)?;
+            file.check()?;
+            let writing = self.changes.writing(key);
+            let info = self.put(key, Bytes::from(body), &pre, token).await?;
+            if let Some(writing) = writing {
+                writing.done(Change::Put(info.clone()));
+            }
+            return Ok(info);
+        }
+        let upload = Multipart::begin(self, key, token).await?;
+        let done = match self.send_parts(&upload, key, source, size, file.path).await {
+            Ok(()) => match file.check() {
+                Ok(()) => upload.complete(pre).await,
+                Err(changed) => Err(changed),
+            },
+            Err(e) => Err(e),
+        };
+        if done.is_err() {
+            upload.abort().await;
+        }
+        done
+    }
+
+    /// The file is read in order, a part when there is room for one; the parts travel side by side.
+    async fn send_parts(&self, upload: &Multipart, key: &str, file: File, size: u64, path: &Path) -> Result<()> {
+        let part_size = PART.max(size.div_ceil(10_000));
+        let parts = stream::try_unfold((file, 1_u16), |(mut file, number)| async move {
+            let part = read_part(&mut file, part_size).await;
+            let part = part.map_err(|source| self.unreadable(key, path, source))?;
+            Ok::<_, StoreError>((!part.is_empty()).then_some(((number, part), (file, number + 1))))
+        });
+        // Boxed: only so is the whole future known to be `Send`.
+        let send = |(number, part)| upload.part(number, part);
+        parts.boxed().try_for_each_concurrent(PARTS_AT_ONCE, send).await
+    }
+
+    fn unreadable(&self, key: &str, path: &Path, source: std::io::Error) -> StoreError {
+        StoreError::LocalFile {
             target: target(&self.bucket, Some(key)),
             path: path.to_owned(),
             source,
-        };
-        let mut file = File::open(path).await.map_err(unreadable)?;
-        let size = file.metadata().await.map_err(unreadable)?.len();
-        if size <= MULTIPART_ABOVE {
-            let mut body = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-            file.read_to_end(&mut body).await.map_err(unreadable)?;
-            return self.put(key, Bytes::from(body), pre).await;
-        }
-        if !self.conditional {
-            self.look_first(key, pre).await?;
-        }
-        let started = self
-            .client
-            .create_multipart_upload()
-            .bucket(&self.bucket)
-            .key(key)
-            .send()
-            .await;
-        let started = started.map_err(|e| self.failure(Act::Put, Some(key), e))?;
-        let upload = Upload {
-            inner: self,
-            key,
-            id: started.upload_id().unwrap_or_default(),
-            path,
-        };
-        match upload.run(file, size, pre).await {
-            Ok(info) => Ok(info),
-            Err(e) => {
-                upload.abort().await;
-                Err(e)
-            }
         }
     }
 }
 
-/// One file on its way up in parts.
-struct Upload<'a> {
-    inner: &'a Inner,
-    key: &'a str,
-    id: &'a str,
-    path: &'a Path,
-}
-
-impl Upload<'_> {
-    async fn run(&self, file: File, size: u64, pre: &Precondition) -> Result<ObjectInfo> {
-        let part_size = PART.max(size.div_ceil(10_000));
-        // The file is read in order, a part when there is room for one; the parts travel side by side.
-        let parts = stream::try_unfold((file, 1_i32, 0_u64), |(mut file, number, sent)| async move {
-            let part = self.read(&mut file, part_size).await?;
-            if part.is_empty() {
-                return Ok(None);
-            }
-            let sent = sent + part.len() as u64;
-            Ok::<_, StoreError>(Some(((number, part), (file, number + 1, sent))))
-        });
-        let mut done: Vec<(CompletedPart, u64)> = parts
-            .map_ok(|(number, part)| self.send(number, part))
-            .try_buffer_unordered(PARTS_AT_ONCE)
-            .try_collect()
-            .await?;
-        done.sort_by_key(|(part, _)| part.part_number());
-        let size = done.iter().map(|(_, len)| len).sum();
-        let parts: Vec<CompletedPart> = done.into_iter().map(|(part, _)| part).collect();
-        self.complete(parts, size, pre).await
-    }
-
-    async fn read(&self, file: &mut File, len: u64) -> Result<Bytes> {
-        let mut part = BytesMut::with_capacity(usize::try_from(len).unwrap_or(0));
-        let mut rest = file.take(len);
-        loop {
-            match rest.read_buf(&mut part).await {
-                Ok(0) => return Ok(part.freeze()),
-                Ok(_) => {}
-                Err(source) => {
-                    let target = target(&self.inner.bucket, Some(self.key));
-                    return Err(StoreError::LocalFile {
-                        target,
-                        path: self.path.to_owned(),
-                        source,
-                    });
-                }
-            }
+impl LocalFile<'_> {
+    fn check(&self) -> Result<()> {
+        if (self.unchanged)() {
+            return Ok(());
         }
-    }
-
-    async fn send(&self, number: i32, part: Bytes) -> Result<(CompletedPart, u64)> {
-        let len = part.len() as u64;
-        let request = self
-            .inner
-            .client
-            .upload_part()
-            .bucket(&self.inner.bucket)
-            .key(self.key)
-            .upload_id(self.id);
-        let sent = request.part_number(number).body(ByteStream::from(part)).send().await;
-        let sent = sent.map_err(|e| self.inner.failure(Act::Put, Some(self.key), e))?;
-        let part = CompletedPart::builder()
-            .part_number(number)
-            .set_e_tag(sent.e_tag)
-            .build();
-        Ok((part, len))
-    }
-
-    async fn complete(&self, parts: Vec<CompletedPart>, size: u64, pre: &Precondition) -> Result<ObjectInfo> {
-        let (if_match, if_none_match) = conditions(pre);
-        let own_etag = etag_of_parts(&parts);
-        let request = self
-            .inner
-            .client
-            .complete_multipart_upload()
-            .bucket(&self.inner.bucket)
-            .key(self.key);
-        let request = request
-            .upload_id(self.id)
-            .set_if_match(if_match)
-            .set_if_none_match(if_none_match);
-        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
-        match request.multipart_upload(parts).send().await {
-            Ok(done) => {
-                let etag = unquoted(done.e_tag());
-                Ok(ObjectInfo {
-                    key: self.key.to_owned(),
-                    size,
-                    etag,
-                    modified: now(),
-                })
-            }
-            Err(e) => {
-                // The answer to the first try may have been lost: then the upload is unknown now, and the object there.
-                let lost = e.raw_response().is_some_and(|r| r.status().as_u16() == 404);
-                let error = self.inner.failure(Act::Put, Some(self.key), e);
-                if lost
-                    && let Some(there) = self.inner.head(self.key).await?
-                    && there.etag == own_etag
-                {
-                    return Ok(there);
-                }
-                self.inner.own_or_conflict(self.key, pre, error, || own_etag).await
-            }
-        }
-    }
-
-    /// Best effort: a server forgets uploads in the end by its own rules.
-    async fn abort(&self) {
-        let request = self
-            .inner
-            .client
-            .abort_multipart_upload()
-            .bucket(&self.inner.bucket)
-            .key(self.key);
-        if let Err(error) = request.upload_id(self.id).send().await {
-            let error = self.inner.failure(Act::Put, Some(self.key), error);
-            tracing::debug!(%error, "cannot abort an upload in parts");
-        }
+        Err(StoreError::FileChanged {
+            path: self.path.to_owned(),
+        })
     }
 }
 
-/// The ETag that S3 gives an object made of these parts.
-fn etag_of_parts(parts: &[CompletedPart]) -> String {
-    let mut md5 = Md5::new();
-    for part in parts {
-        md5.update(hex::decode(unquoted(part.e_tag())).unwrap_or_default());
-    }
-    format!("{}-{}", hex::encode(md5.finalize()), parts.len())
+async fn read_part(file: &mut File, len: u64) -> std::io::Result<Bytes> {
+    let mut part = BytesMut::with_capacity(usize::try_from(len).unwrap_or(0));
+    let mut rest = file.take(len);
+    while rest.read_buf(&mut part).await? > 0 {}
+    Ok(part.freeze())
 }
