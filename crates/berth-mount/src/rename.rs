@@ -288,7 +288,11 @@ impl Core {
                 .put_over(key, content, expect)
                 .await
                 .map(|info| (info, content.len())),
-            (None, Some(base)) => self.store.copy(&base.key, None, key).await.map(|info| (info, base.size)),
+            (None, Some(base)) => self
+                .store
+                .copy(&base.key, None, key)
+                .await
+                .map(|info| (info, base.size)),
             (None, None) => return Err(Errno::EIO),
         };
         let (info, size) = stored.map_err(|e| self.failed("cannot rename to", key, &e))?;
