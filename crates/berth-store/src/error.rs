@@ -70,6 +70,50 @@ pub enum StoreError {
         /// The server's code, such as `SignatureDoesNotMatch`.
         code: String,
     },
+    /// The clocks are too far apart for the server to accept a signature.
+    #[error(
+        "cannot {act} {target}: {endpoint} finds this host's clock wrong: it is {ours} here and {theirs} there; let the host \
+         keep time (timedatectl set-ntp true)"
+    )]
+    ClockSkew {
+        /// What was tried.
+        act: Act,
+        /// Bucket and key.
+        target: String,
+        /// The endpoint's URL.
+        endpoint: String,
+        /// This host's time, as HTTP writes it.
+        ours: String,
+        /// The server's time.
+        theirs: String,
+    },
+    /// There is no secure connection to the endpoint.
+    #[error("cannot {act} {target}: no secure connection to {endpoint}: {reason}")]
+    Tls {
+        /// What was tried.
+        act: Act,
+        /// Bucket and key.
+        target: String,
+        /// The endpoint's URL.
+        endpoint: String,
+        /// What is wrong, and what to do about it.
+        reason: String,
+    },
+    /// Something answers at the endpoint, but not in S3's language.
+    #[error(
+        "cannot {act} {target}: {endpoint} is no S3 server (it answered HTTP {status} with something else); check the \
+         endpoint's address and port"
+    )]
+    NotS3 {
+        /// What was tried.
+        act: Act,
+        /// Bucket and key.
+        target: String,
+        /// The endpoint's URL.
+        endpoint: String,
+        /// The answer's status.
+        status: u16,
+    },
     /// The key is right but may not do this.
     #[error("cannot {act} {target}: the key may not do that; give it list, read, write and delete on the bucket")]
     Forbidden {
@@ -156,10 +200,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same request may well succeed later: nothing answered, or the server said "not now".
+    /// Whether the same request may well succeed later: nothing answered, or the server said "not now", or somebody has
+    /// to set a clock, a certificate or a network right first. The request itself is not at fault.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Unavailable { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Unavailable { .. }
+                | Self::ClockSkew { .. }
+                | Self::Tls { .. }
+                | Self::NotS3 { .. }
+        )
     }
 
     /// Whether the key has no object.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use berth_store::{EmbeddedServer, Precondition, Store};
 use bytes::Bytes;
+use futures::StreamExt as _;
 use support::{noise, server_config, store_config};
 use tokio::sync::Mutex;
 
@@ -31,6 +32,7 @@ fn main() {
         nothing_acknowledged_is_lost_by_kill_9().await;
         a_large_object_passes_in_little_memory().await;
         small_requests_are_fast().await;
+        many_small_objects_pass_quickly().await;
     });
     println!("test result: ok");
 }
@@ -256,19 +258,65 @@ async fn small_requests_are_fast() {
     );
     // A stall between head and body (no TCP_NODELAY) would be 40 ms in each.
     assert!(gets[150] < Duration::from_millis(30) && puts[150] < Duration::from_millis(100));
-    let started = Instant::now();
-    let many = (0..2000_u64).map(|n| {
-        let store = store.clone();
-        async move {
-            store
-                .put(&format!("many/{n}"), Bytes::from(noise(4096, n)), Precondition::None)
-                .await
-                .unwrap()
-        }
+}
+
+/// What a copy into the mount and a cold read of it ask of client and server, on the same cores.
+async fn many_small_objects_pass_quickly() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = Process::start(dir.path());
+    let store = Store::connect(store_config(process.address), None).await.unwrap();
+    for (count, size) in [(1000, 4096), (640, 30_000)] {
+        let bodies: Vec<Bytes> = (0..count).map(|n| Bytes::from(noise(size, n))).collect();
+        let (cpu, started) = (cpu_seconds(&process), Instant::now());
+        let puts = bodies.into_iter().enumerate().map(|(n, body)| {
+            let (store, key) = (store.clone(), format!("{size}/{n}"));
+            async move { store.put(&key, body, Precondition::Absent).await.unwrap() }
+        });
+        let done = futures::stream::iter(puts).buffer_unordered(32).count().await;
+        report(
+            &format!("{done} PUTs of {size} B, 32 at once"),
+            done,
+            started,
+            cpu,
+            &process,
+        );
+    }
+    let (cpu, started) = (cpu_seconds(&process), Instant::now());
+    let gets = (0..5000).map(|n| {
+        let (store, key) = (store.clone(), format!("4096/{}", n % 1000));
+        async move { assert_eq!(store.get(&key).await.unwrap().1.len(), 4096) }
     });
-    use futures::StreamExt as _;
-    let done = futures::stream::iter(many).buffer_unordered(32).count().await;
-    let rate = done as f64 / started.elapsed().as_secs_f64();
-    println!("32 writers: {rate:.0} PUT/s of 4 KiB, each durable");
-    assert_eq!(done, 2000);
+    let done = futures::stream::iter(gets).buffer_unordered(32).count().await;
+    report(
+        &format!("{done} GETs of 4096 B, 32 at once"),
+        done,
+        started,
+        cpu,
+        &process,
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "the requests stand in each other's way"
+    );
+}
+
+fn report(what: &str, done: usize, started: Instant, before: (f64, f64), process: &Process) {
+    let (took, after) = (started.elapsed(), cpu_seconds(process));
+    let each = |seconds: f64| seconds * 1e6 / done as f64;
+    println!(
+        "{what}: {took:?}; CPU a request: client {:.0} µs, server {:.0} µs",
+        each(after.0 - before.0),
+        each(after.1 - before.1)
+    );
+}
+
+/// CPU time of this process and of the server so far.
+fn cpu_seconds(process: &Process) -> (f64, f64) {
+    let of = |pid: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        // In ticks of 10 ms: user and system.
+        (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+    };
+    (of("self"), of(&process.child.id().to_string()))
 }

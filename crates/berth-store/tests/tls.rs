@@ -67,10 +67,28 @@ async fn the_hosts_bundle_decides_whom_to_trust() {
     let other = f.dir.path().join("other");
     std::fs::create_dir(&other).unwrap();
     certificate(&other);
-    let said = run_client(&url, &other.join("cert.pem")).await;
+    refused(&url, &other, "does not know the authority").await;
+
+    let by_address = format!("https://127.0.0.1:{}", address.port());
+    refused(&by_address, f.dir.path(), "another host name").await;
+
+    let old = f.dir.path().join("old");
+    std::fs::create_dir(&old).unwrap();
+    expired_certificate(&old);
+    let address = tls_proxy(&old, f.server.local_addr()).await;
+    refused(&format!("https://localhost:{}", address.port()), &old, "has expired").await;
+
+    let plain = format!("https://localhost:{}", f.server.local_addr().port());
+    refused(&plain, f.dir.path(), "write the endpoint with http://").await;
+}
+
+/// The client says what is wrong, and that it is worth trying again once that is mended.
+async fn refused(url: &str, certificate: &Path, reason: &str) {
+    let said = run_client(url, &certificate.join("cert.pem")).await;
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let wanted = format!("no secure connection to {url}: ");
     assert!(
-        said.contains("refused: unavailable true") && said.contains(&url),
+        said.contains("refused: unavailable true") && said.contains(&wanted) && said.contains(reason),
         "{said}"
     );
 }
@@ -84,6 +102,27 @@ async fn run_client(url: &str, bundle: &Path) -> Output {
     tokio::task::spawn_blocking(move || client.output().unwrap())
         .await
         .unwrap()
+}
+
+/// One whose last day was in 2021.
+fn expired_certificate(dir: &Path) {
+    certificate(dir);
+    let config = "[ca]\ndefault_ca=d\n[d]\ndatabase=index\nserial=serial\nnew_certs_dir=.\ndefault_md=sha256\npolicy=p\n\
+                  copy_extensions=copy\n[p]\ncommonName=supplied\n";
+    std::fs::write(dir.join("ca.conf"), config).unwrap();
+    std::fs::write(dir.join("index"), "").unwrap();
+    std::fs::write(dir.join("serial"), "01").unwrap();
+    let request = "req -new -key key.pem -subj /CN=localhost -addext subjectAltName=DNS:localhost -out request.pem";
+    let sign = "ca -batch -selfsign -config ca.conf -keyfile key.pem -in request.pem -out cert.pem -notext \
+                -startdate 200101000000Z -enddate 210101000000Z";
+    for args in [request, sign] {
+        let run = Command::new("openssl")
+            .args(args.split_whitespace())
+            .current_dir(dir)
+            .output()
+            .unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    }
 }
 
 /// A certificate for `localhost` that is its own authority.

@@ -3,18 +3,30 @@
 //! A request whose answer was lost is sent again, and may then meet its own work: a removal finds nothing, a copy finds
 //! its destination taken by the very bytes it was to put there. Neither is a conflict.
 
+use bytes::Bytes;
+use http::Method;
 use percent_encoding::utf8_percent_encode;
 
 use super::upload::{conditions, quoted};
+use super::wire::Ask;
 use super::{Inner, PLAIN, unquoted};
 use crate::{Act, ObjectInfo, Precondition, Result, StoreError};
 
 impl Inner {
     /// One DELETE, with `If-Match` if `etag` is given.
     pub(super) async fn send_delete(&self, key: &str, etag: Option<&str>) -> Result<()> {
-        let request = self.client.delete_object().bucket(&self.bucket).key(key);
-        let removed = request.set_if_match(etag.map(quoted)).send().await;
-        removed.map(drop).map_err(|e| self.failure(Act::Delete, Some(key), e))
+        let headers = etag.map(|etag| ("if-match", quoted(etag))).into_iter().collect();
+        let (act, method, body) = (Act::Delete, Method::DELETE, Bytes::new());
+        let removed = self
+            .send(Ask {
+                act,
+                method,
+                key,
+                headers,
+                body,
+            })
+            .await;
+        removed.map(drop).map_err(|(error, _)| error)
     }
 
     /// Removes the version `etag`; done when there is nothing.

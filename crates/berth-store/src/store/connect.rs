@@ -11,7 +11,7 @@ use aws_smithy_http_client::tls;
 use super::{ATTEMPT_TIMEOUT, ATTEMPTS, CONNECT_TIMEOUT, DEFAULT_REGION, FIRST_PAUSE, Inner, StoreConfig};
 use crate::{Act, Result, StoreError};
 
-pub(super) fn client(cfg: &StoreConfig) -> Result<Client> {
+pub(super) fn client(cfg: &StoreConfig, region: &str) -> Result<Client> {
     if let Some(url) = &cfg.endpoint
         && !(url.starts_with("http://") || url.starts_with("https://"))
     {
@@ -33,11 +33,6 @@ pub(super) fn client(cfg: &StoreConfig) -> Result<Client> {
         None,
         "berth configuration",
     );
-    let region = if cfg.region.is_empty() {
-        DEFAULT_REGION
-    } else {
-        &cfg.region
-    };
     let mut config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .http_client(http)

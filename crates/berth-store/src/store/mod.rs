@@ -1,6 +1,6 @@
 //! The S3 client of one bucket, for the embedded server and for any other.
 //!
-//! Every operation may be repeated: the SDK retries what failed on the way (three tries in all, with short pauses), and a
+//! Every operation may be repeated: what failed on the way is sent again (three tries in all, with short pauses), and a
 //! conditional PUT that meets its own earlier try is recognised (`upload.rs`). Longer outages are the caller's to bridge;
 //! [`crate::StoreError::is_unavailable`] tells them from refusals.
 //!
@@ -12,8 +12,10 @@ mod connect;
 mod failure;
 mod multipart;
 mod read;
+mod sign;
 mod upload;
 mod watch;
+mod wire;
 
 use std::fmt;
 use std::ops::Range;
@@ -31,6 +33,7 @@ pub use self::abilities::Abilities;
 pub use self::multipart::Multipart;
 use self::upload::LocalFile;
 use self::watch::Changes;
+use self::wire::Wire;
 use crate::{Change, ObjectInfo, Precondition, Result};
 
 /// How long a server may take to accept a connection.
@@ -45,6 +48,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const DEFAULT_REGION: &str = "us-east-1";
 /// The user metadata that holds a save's token.
 const TOKEN: &str = "berth-save";
+/// The same as a header.
+const TOKEN_HEADER: &str = "x-amz-meta-berth-save";
 /// What may stand in `x-amz-copy-source` as it is.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -90,7 +95,9 @@ impl fmt::Debug for Store {
 }
 
 struct Inner {
+    /// For what is not sent by the thousand.
     client: Client,
+    wire: Wire,
     bucket: String,
     /// For errors.
     endpoint: String,
@@ -106,12 +113,19 @@ impl Store {
     /// [`crate::StoreError::Unreachable`], [`crate::StoreError::WrongKey`], [`crate::StoreError::Forbidden`], [`crate::StoreError::NoSuchBucket`]:
     /// each says what to do.
     pub async fn connect(cfg: StoreConfig, feed: Option<broadcast::Receiver<Change>>) -> Result<Store> {
-        let client = connect::client(&cfg)?;
+        let region = if cfg.region.is_empty() {
+            DEFAULT_REGION
+        } else {
+            &cfg.region
+        };
+        let client = connect::client(&cfg, region)?;
+        let wire = Wire::new(&cfg, region)?;
         let endpoint = cfg.endpoint.clone().unwrap_or_else(|| "AWS S3".to_owned());
         let embedded = feed.is_some();
         let changes = feed.map_or_else(Changes::polled, Changes::fed);
         let mut inner = Inner {
             client,
+            wire,
             bucket: cfg.bucket.clone(),
             endpoint,
             changes,

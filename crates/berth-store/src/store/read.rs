@@ -5,11 +5,14 @@ use std::time::UNIX_EPOCH;
 
 use aws_sdk_s3::types::EncodingType;
 use bytes::Bytes;
+use http::Method;
 use percent_encoding::percent_decode_str;
 
+use super::sign::Header;
 use super::upload::quoted;
-use super::{Inner, TOKEN, length, time, unquoted};
-use crate::{Act, ObjectInfo, Result, StoreError};
+use super::wire::{Answer, Ask, Refused};
+use super::{Inner, TOKEN_HEADER, length, time, unquoted};
+use crate::{Act, ObjectInfo, Result};
 
 impl Inner {
     pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
@@ -51,30 +54,26 @@ impl Inner {
         etag: Option<&str>,
         range: Option<Range<u64>>,
     ) -> Result<(ObjectInfo, Bytes)> {
-        let request = self.client.get_object().bucket(&self.bucket).key(key);
-        let range = range.map(|r| format!("bytes={}-{}", r.start, r.end.saturating_sub(1)));
-        let mut info = ObjectInfo {
-            key: key.to_owned(),
-            size: 0,
-            etag: String::new(),
-            modified: UNIX_EPOCH,
-        };
-        let got = match request.set_if_match(etag.map(quoted)).set_range(range).send().await {
-            Ok(got) => got,
+        let mut headers = Vec::new();
+        headers.extend(etag.map(|etag| ("if-match", quoted(etag))));
+        headers.extend(range.map(|r| ("range", format!("bytes={}-{}", r.start, r.end.saturating_sub(1)))));
+        let answer = match self.ask(Act::Get, Method::GET, key, headers).await {
+            Ok(answer) => answer,
             // The range begins after the object's end.
-            Err(e) if e.raw_response().is_some_and(|r| r.status().as_u16() == 416) => return Ok((info, Bytes::new())),
-            Err(e) => return Err(self.failure(Act::Get, Some(key), e)),
+            Err((_, Some(416))) => return Ok((nothing(key), Bytes::new())),
+            Err((error, _)) => return Err(error),
         };
-        info.etag = unquoted(got.e_tag());
-        info.modified = time(got.last_modified());
+        let info = ObjectInfo {
+            key: key.to_owned(),
+            size: answer.body.len() as u64,
+            etag: unquoted(answer.header("etag")),
+            modified: answer.modified(),
+        };
         // A server may ignore the condition.
         if etag.is_some_and(|wanted| wanted != info.etag) {
             return Err(self.conflict(Act::Get, key));
         }
-        let body = got.body.collect().await;
-        let body = body.map_err(|e| self.broken_body(Act::Get, key, &e))?.into_bytes();
-        info.size = body.len() as u64;
-        Ok((info, body))
+        Ok((info, answer.body))
     }
 
     /// The bytes of `range` that there are.
@@ -90,22 +89,30 @@ impl Inner {
     }
 
     pub(super) async fn head_with_token(&self, key: &str) -> Result<Option<(ObjectInfo, Option<String>)>> {
-        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
-            Ok(head) => {
-                let info = ObjectInfo {
-                    key: key.to_owned(),
-                    size: length(head.content_length()),
-                    etag: unquoted(head.e_tag()),
-                    modified: time(head.last_modified()),
-                };
-                let token = head.metadata().and_then(|metadata| metadata.get(TOKEN)).cloned();
-                Ok(Some((info, token)))
-            }
-            Err(e) => match self.failure(Act::Head, Some(key), e) {
-                StoreError::NoSuchKey { .. } => Ok(None),
-                other => Err(other),
-            },
-        }
+        let answer = match self.ask(Act::Head, Method::HEAD, key, Vec::new()).await {
+            Ok(answer) => answer,
+            Err((error, _)) if error.is_no_such_key() => return Ok(None),
+            Err((error, _)) => return Err(error),
+        };
+        let info = ObjectInfo {
+            key: key.to_owned(),
+            size: answer.length(),
+            etag: unquoted(answer.header("etag")),
+            modified: answer.modified(),
+        };
+        Ok(Some((info, answer.header(TOKEN_HEADER).map(str::to_owned))))
+    }
+
+    async fn ask(&self, act: Act, method: Method, key: &str, headers: Vec<Header>) -> Result<Answer, Refused> {
+        let body = Bytes::new();
+        self.send(Ask {
+            act,
+            method,
+            key,
+            headers,
+            body,
+        })
+        .await
     }
 }
 
@@ -117,5 +124,14 @@ fn decoded(key: &str, encoded: bool) -> String {
             .into_owned()
     } else {
         key.to_owned()
+    }
+}
+
+fn nothing(key: &str) -> ObjectInfo {
+    ObjectInfo {
+        key: key.to_owned(),
+        size: 0,
+        etag: String::new(),
+        modified: UNIX_EPOCH,
     }
 }

@@ -1,6 +1,6 @@
 //! PUT: whole bodies, files (large ones in parts), and what to make of a refused precondition.
 //!
-//! A PUT whose answer was lost is sent again by the SDK, and then meets its own work: 412, although nobody else wrote.
+//! A PUT whose answer was lost is sent again, and then meets its own work: 412, although nobody else wrote.
 //! So a refusal is a conflict only when the object there is not the one that was being written: its token tells, or its
 //! ETag, which on most servers is the MD5 of what was sent.
 
@@ -9,16 +9,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use http::Method;
 use md5::{Digest as _, Md5};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt as _;
 
 use super::failure::target;
 use super::multipart::Multipart;
-use super::{Inner, TOKEN, now, unquoted};
+use super::wire::{Ask, Refused};
+use super::{Inner, TOKEN, TOKEN_HEADER, now, unquoted};
 use crate::{Act, Change, ObjectInfo, Precondition, Result, StoreError};
 
 /// Files above this go up in parts.
@@ -57,25 +58,30 @@ pub(super) struct LocalFile<'a> {
 }
 
 impl Inner {
-    /// One PUT; answers the ETag, or the error and the HTTP status if there was one.
+    /// One PUT; answers the ETag.
     pub(super) async fn send_body(
         &self,
         key: &str,
         body: Bytes,
         pre: &Precondition,
         token: Option<&str>,
-    ) -> Result<String, (StoreError, Option<u16>)> {
+    ) -> Result<String, Refused> {
         let (if_match, if_none_match) = conditions(pre);
-        let request = self.client.put_object().bucket(&self.bucket).key(key);
-        let request = request.set_if_match(if_match).set_if_none_match(if_none_match);
-        let request = request.set_metadata(metadata(token)).body(ByteStream::from(body));
-        match request.send().await {
-            Ok(done) => Ok(unquoted(done.e_tag())),
-            Err(error) => {
-                let status = error.raw_response().map(|r| r.status().as_u16());
-                Err((self.failure(Act::Put, Some(key), error), status))
-            }
-        }
+        let mut headers = Vec::new();
+        headers.extend(if_match.map(|etag| ("if-match", etag)));
+        headers.extend(if_none_match.map(|any| ("if-none-match", any)));
+        headers.extend(token.map(|token| (TOKEN_HEADER, token.to_owned())));
+        let (act, method) = (Act::Put, Method::PUT);
+        let answer = self
+            .send(Ask {
+                act,
+                method,
+                key,
+                headers,
+                body,
+            })
+            .await?;
+        Ok(unquoted(answer.header("etag")))
     }
 
     pub(super) async fn put(
