@@ -263,7 +263,8 @@ impl NewBlob {
 
 impl Drop for NewBlob {
     fn drop(&mut self) {
-        if !self.kept {
+        // In a panic nobody knows whether a committed record names it; the next start does.
+        if !self.kept && !std::thread::panicking() {
             self.blobs.remove(self.id);
         }
     }

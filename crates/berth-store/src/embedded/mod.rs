@@ -352,3 +352,31 @@ impl S3Auth for OneKey {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_writer_that_panics_refuses_one_batch_and_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = Arc::new(open(dir.path(), "b".to_owned()).unwrap());
+        let (orders, queue) = mpsc::channel(service::QUEUE);
+        let writer = spawn_writer(&shared, queue).unwrap();
+        let service = Service { shared, orders };
+        prepare(&service, "b").await.unwrap();
+        for name in ["c", "d"] {
+            let refused = service.order(Order::Panic).await.unwrap_err();
+            assert_eq!(refused.status_code(), Some(http::StatusCode::SERVICE_UNAVAILABLE));
+            let (name, created) = (name.to_owned(), 1);
+            service.order(Order::CreateBucket { name, created }).await.unwrap();
+        }
+        let buckets: Vec<String> = service.shared.index.read().buckets.keys().cloned().collect();
+        assert_eq!(buckets, ["b", "c", "d"]);
+        drop(service);
+        tokio::task::spawn_blocking(move || writer.join().unwrap())
+            .await
+            .unwrap();
+    }
+}

@@ -14,6 +14,7 @@
 //! what is really in it, and refuses the batch: nothing is half-made, and the next PUT works as soon as there is room.
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -78,6 +79,9 @@ pub(super) enum Order {
         parts: Vec<(u32, Blob)>,
         when: When,
     },
+    /// A fault of the writer, for the test of what becomes of it.
+    #[cfg(test)]
+    Panic,
 }
 
 /// What must hold for a PUT.
@@ -161,12 +165,18 @@ impl Order {
 }
 
 /// Serves commands until all senders are gone. Blocks: give it a thread of its own.
+///
+/// A panic costs one batch: its answers are dropped, which its clients see as 503, and the database is read anew.
 pub(super) fn run(shared: &Shared, mut commands: mpsc::Receiver<Command>) {
     let mut held_back = None;
     while let Some(first) = held_back.take().or_else(|| commands.blocking_recv()) {
         let batch;
         (batch, held_back) = gather(first, &mut commands);
-        commit_batch(shared, batch);
+        // What the panic left half-done is in the database's transaction and in the index; `reopen` makes both anew.
+        if catch_unwind(AssertUnwindSafe(|| commit_batch(shared, batch))).is_err() {
+            tracing::error!("the writer of the embedded S3 server panicked; reading its database anew");
+            reopen(shared);
+        }
     }
 }
 
