@@ -7,6 +7,7 @@
 //! behind is found by [`Leftovers`], which tests assert to be empty, and is cleared away.
 
 mod daemon;
+pub mod fault_proxy;
 mod http;
 mod leftovers;
 pub mod samples;
