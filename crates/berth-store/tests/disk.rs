@@ -147,8 +147,7 @@ async fn a_database_of_deleted_objects_becomes_small_at_the_next_start() {
     f.server.shutdown().await;
     let (server, store) = serve(f.dir.path()).await;
     let after = std::fs::metadata(&file).unwrap().len();
-    // Below 16 MiB it is not worth the rewriting; the database shrinks to less than that by itself at times.
-    assert!(after < 16 << 20, "{before} bytes became {after}");
+    assert!(after < 8 << 20, "{before} bytes became {after}");
     assert!(store.get("k0").await.unwrap().1 == noise(60_000, 0));
     server.shutdown().await;
 }

@@ -32,7 +32,7 @@ const TABLES: usize = 5;
 /// Enough for the tree's inner pages and the bodies in use; redb's own default is 1 GiB.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// A file with more slack than this, and more slack than content, is compacted at start.
-const COMPACT_ABOVE: u64 = 16 * 1024 * 1024;
+const COMPACT_ABOVE: u64 = 4 * 1024 * 1024;
 
 /// A failure of the database, whichever of its calls it was.
 #[derive(Debug, thiserror::Error)]
