@@ -160,22 +160,24 @@ impl Contents {
 
 async fn from_store(store: &Store, base: &Base, chunk: u64) -> Result<Bytes, FetchError> {
     let changed = || FetchError::Changed(base.key.clone());
-    let gone = |e: StoreError| if e.is_no_such_key() { changed() } else { e.into() };
-    if base.size <= CHUNK {
-        let (info, bytes) = store.get(&base.key).await.map_err(gone)?;
-        return if info.etag == base.etag {
-            Ok(bytes)
+    let got = if base.size <= CHUNK {
+        store.get_if(&base.key, &base.etag).await
+    } else {
+        let start = chunk * CHUNK;
+        let end = base.size.min(start + CHUNK);
+        let range = store.get_range_if(&base.key, &base.etag, start..end).await;
+        if range.as_ref().is_ok_and(|bytes| bytes.len() as u64 != end - start) {
+            return Err(changed());
+        }
+        range
+    };
+    got.map_err(|e| {
+        if e.is_conflict() || e.is_no_such_key() {
+            changed()
         } else {
-            Err(changed())
-        };
-    }
-    let start = chunk * CHUNK;
-    let end = base.size.min(start + CHUNK);
-    let bytes = store.get_range(&base.key, start..end).await.map_err(gone)?;
-    // A range does not say of which version it is: the object must still be the expected one after it was read.
-    let now = store.head(&base.key).await?;
-    let same = now.is_some_and(|info| info.etag == base.etag) && bytes.len() as u64 == end - start;
-    if same { Ok(bytes) } else { Err(changed()) }
+            e.into()
+        }
+    })
 }
 
 impl Shelf {
