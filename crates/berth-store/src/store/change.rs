@@ -3,12 +3,10 @@
 //! A request whose answer was lost is sent again, and may then meet its own work: a removal finds nothing, a copy finds
 //! its destination taken by the very bytes it was to put there. Neither is a conflict.
 
-use bytes::Bytes;
 use http::Method;
 use percent_encoding::utf8_percent_encode;
 
 use super::upload::{conditions, quoted};
-use super::wire::Ask;
 use super::{Inner, PLAIN, unquoted};
 use crate::{Act, ObjectInfo, Precondition, Result, StoreError};
 
@@ -16,16 +14,7 @@ impl Inner {
     /// One DELETE, with `If-Match` if `etag` is given.
     pub(super) async fn send_delete(&self, key: &str, etag: Option<&str>) -> Result<()> {
         let headers = etag.map(|etag| ("if-match", quoted(etag))).into_iter().collect();
-        let (act, method, body) = (Act::Delete, Method::DELETE, Bytes::new());
-        let removed = self
-            .send(Ask {
-                act,
-                method,
-                key,
-                headers,
-                body,
-            })
-            .await;
+        let removed = self.ask(Act::Delete, Method::DELETE, key, headers).await;
         removed.map(drop).map_err(|(error, _)| error)
     }
 

@@ -103,7 +103,14 @@ impl Inner {
         Ok(Some((info, answer.header(TOKEN_HEADER).map(str::to_owned))))
     }
 
-    async fn ask(&self, act: Act, method: Method, key: &str, headers: Vec<Header>) -> Result<Answer, Refused> {
+    /// A request without a body.
+    pub(super) async fn ask(
+        &self,
+        act: Act,
+        method: Method,
+        key: &str,
+        headers: Vec<Header>,
+    ) -> Result<Answer, Refused> {
         let body = Bytes::new();
         self.send(Ask {
             act,
