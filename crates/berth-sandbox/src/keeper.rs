@@ -128,6 +128,7 @@ impl Keeper {
     fn new(spec: Arc<SandboxSpec>, filter: Arc<Filter>, parts: Parts, control: OwnedFd, created_ns: u64) -> Self {
         let logs = LogWriter::open(&spec.log_dir);
         let _ = packet::set_nonblocking(&control);
+        let logging = first_phase(&spec);
         let mut keeper = Self {
             spec,
             filter,
@@ -140,7 +141,7 @@ impl Keeper {
             reports: Vec::new(),
             created_ns,
             phase: None,
-            logging: LogPhase::App,
+            logging,
             tail: VecDeque::with_capacity(TAIL),
             app_exit: None,
             kill_at: None,
@@ -493,6 +494,18 @@ fn exit_of(status: WaitStatus) -> ExitInfo {
             ..ExitInfo::default()
         },
         _ => ExitInfo::default(),
+    }
+}
+
+/// What the first lines belong to. A short step may have ended before its first report is heard: its lines must not be
+/// taken for the app's until then.
+fn first_phase(spec: &SandboxSpec) -> LogPhase {
+    if spec.copy_source {
+        LogPhase::Copy
+    } else if spec.install.is_empty() {
+        LogPhase::App
+    } else {
+        LogPhase::Install
     }
 }
 
