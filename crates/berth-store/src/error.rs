@@ -214,6 +214,21 @@ impl StoreError {
         )
     }
 
+    /// Why nothing gets through, in a few words; none for what is about one request alone.
+    pub(crate) fn trouble(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Unreachable { .. } => "S3 does not answer",
+            Self::Unavailable { .. } => "S3 cannot take them now",
+            Self::ClockSkew { .. } => "S3 finds this host's clock wrong",
+            Self::Tls { .. } => "there is no secure connection to S3",
+            Self::NotS3 { .. } => "what answers at the endpoint is no S3 server",
+            Self::WrongKey { .. } => "S3 does not accept the key",
+            Self::Forbidden { .. } => "the key may not do that",
+            Self::NoSuchBucket { .. } => "the bucket does not exist any more",
+            _ => return None,
+        })
+    }
+
     /// Whether the key has no object.
     #[must_use]
     pub fn is_no_such_key(&self) -> bool {

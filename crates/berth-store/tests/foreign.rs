@@ -85,3 +85,51 @@ async fn a_bucket_that_is_missing_and_cannot_be_made_is_named() {
         "{said}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_examined_without_leaving_anything_there() {
+    let f = support::fixture().await;
+    let found = Store::examine(&store_config(f.server.local_addr())).await.unwrap();
+    assert_eq!(found.abilities, f.store.abilities());
+    assert!(found.etag_in_list);
+    assert_eq!(found.events, Some(false));
+    let theirs = found.server_time.expect("it says what time it is");
+    let off = found.at.duration_since(theirs).unwrap_or_else(|e| e.duration());
+    assert!(off < std::time::Duration::from_secs(5), "{off:?}");
+    assert!(f.store.list("").await.unwrap().is_empty());
+
+    let mut config = store_config(f.server.local_addr());
+    config.bucket = "missing".to_owned();
+    let missing = Store::examine(&config).await.unwrap_err();
+    assert!(matches!(missing, StoreError::NoSuchBucket { .. }), "{missing}");
+    config = store_config(f.server.local_addr());
+    config.secret_key = "wrong".to_owned();
+    let wrong = Store::examine(&config).await.unwrap_err();
+    assert!(matches!(wrong, StoreError::WrongKey { .. }), "{wrong}");
+
+    let talking = support::talking::Server::start().await;
+    let found = Store::examine(&store_config(talking.address())).await.unwrap();
+    assert_eq!(found.events, Some(true));
+    assert!(!found.abilities.conditional_put);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_saves_from_s3_is_said_while_it_does() {
+    let talking = support::talking::Server::start().await;
+    let store = Store::connect(store_config(talking.address()), None).await.unwrap();
+    store
+        .put("app/a", "1".into(), berth_store::Precondition::None)
+        .await
+        .unwrap();
+    assert_eq!(store.trouble(), None);
+    talking.down(true);
+    let lost = store.put("app/a", "2".into(), berth_store::Precondition::None).await;
+    assert!(lost.unwrap_err().is_unavailable());
+    assert_eq!(store.trouble().as_deref(), Some("S3 cannot take them now"));
+    talking.down(false);
+    store
+        .put("app/a", "2".into(), berth_store::Precondition::None)
+        .await
+        .unwrap();
+    assert_eq!(store.trouble(), None);
+}

@@ -123,6 +123,16 @@ impl Inner {
         }
     }
 
+    /// A listing that cannot be read to its end.
+    pub(super) fn broken_list(&self, reason: &str) -> StoreError {
+        StoreError::Unavailable {
+            act: Act::List,
+            target: target(&self.bucket, None),
+            endpoint: self.endpoint.clone(),
+            reason: reason.to_owned(),
+        }
+    }
+
     /// Which of our errors an answer is.
     pub(super) fn refusal(&self, act: Act, key: Option<&str>, refusal: &Refusal<'_>) -> StoreError {
         let status = refusal.status;

@@ -9,7 +9,10 @@
 mod abilities;
 mod change;
 mod connect;
+mod events;
+mod examine;
 mod failure;
+mod hints;
 mod multipart;
 mod read;
 mod sign;
@@ -26,10 +29,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::DateTime;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use tokio::sync::broadcast;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::abilities::Abilities;
+pub use self::examine::Examination;
+pub use self::hints::{HintCounts, Hints};
 pub use self::multipart::Multipart;
 use self::upload::LocalFile;
 use self::watch::Changes;
@@ -75,8 +82,20 @@ pub struct StoreConfig {
     pub session_token: Option<String>,
     /// `http://host/bucket/key` rather than `http://bucket.host/key`.
     pub path_style: bool,
-    /// How often a server without a change feed is listed.
+    /// The longest time between two listings of a server without a change feed.
     pub poll_interval: Duration,
+}
+
+/// How changes made elsewhere come to be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Feed {
+    /// The embedded server feeds them.
+    Embedded,
+    /// The server's event stream tells of them at once; LIST only sees to it that none is missed.
+    Events,
+    /// By LIST.
+    List,
 }
 
 /// The client of one bucket. Clones share connections and the change feed.
@@ -99,38 +118,30 @@ struct Inner {
     client: Client,
     wire: Wire,
     bucket: String,
+    /// The key of hints is derived from it.
+    secret_key: String,
     /// For errors.
     endpoint: String,
     changes: Changes,
     abilities: Abilities,
+    /// Why requests do not get through at this moment.
+    trouble: Mutex<Option<&'static str>>,
+    /// Ends what watches the bucket.
+    _stop: DropGuard,
 }
 
 impl Store {
     /// Connects, makes the bucket if it is missing, and starts the change feed: `feed` is the embedded server's; without
-    /// one the bucket is listed every `poll_interval`.
+    /// one the server's event stream is followed if it has one, and the bucket is listed, every `poll_interval` at the latest.
     ///
     /// # Errors
     /// [`crate::StoreError::Unreachable`], [`crate::StoreError::WrongKey`], [`crate::StoreError::Forbidden`], [`crate::StoreError::NoSuchBucket`]:
     /// each says what to do.
     pub async fn connect(cfg: StoreConfig, feed: Option<broadcast::Receiver<Change>>) -> Result<Store> {
-        let region = if cfg.region.is_empty() {
-            DEFAULT_REGION
-        } else {
-            &cfg.region
-        };
-        let client = connect::client(&cfg, region)?;
-        let wire = Wire::new(&cfg, region)?;
-        let endpoint = cfg.endpoint.clone().unwrap_or_else(|| "AWS S3".to_owned());
         let embedded = feed.is_some();
-        let changes = feed.map_or_else(Changes::polled, Changes::fed);
-        let mut inner = Inner {
-            client,
-            wire,
-            bucket: cfg.bucket.clone(),
-            endpoint,
-            changes,
-            abilities: Abilities::ALL,
-        };
+        let changes = feed.map_or_else(Changes::watched, Changes::fed);
+        let stop = CancellationToken::new();
+        let mut inner = Inner::new(&cfg, changes, stop.clone())?;
         inner.ensure_bucket(&cfg.region).await?;
         if !embedded {
             inner.abilities = inner.probe().await?;
@@ -141,11 +152,11 @@ impl Store {
                 );
             }
         }
-        if let Changes::Polled(polled) = &inner.changes {
-            polled.prime(inner.list("").await?);
+        if let Some(watched) = inner.changes.watch() {
+            watched.prime(inner.list("").await?);
         }
         let inner = Arc::new(inner);
-        watch::start(&inner, cfg.poll_interval.max(Duration::from_millis(10)));
+        watch::start(&inner, &cfg, &stop);
         Ok(Store { inner })
     }
 
@@ -310,6 +321,22 @@ impl Store {
         self.inner.changes.subscribe()
     }
 
+    /// Why saves do not get to S3 at this moment, in words; none when the last request got through.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.inner.trouble.lock().map(str::to_owned)
+    }
+
+    /// How changes made elsewhere come to be known at this moment.
+    #[must_use]
+    pub fn feed(&self) -> Feed {
+        match self.inner.changes.watch() {
+            None => Feed::Embedded,
+            Some(watched) if watched.is_told() => Feed::Events,
+            Some(_) => Feed::List,
+        }
+    }
+
     /// The bucket's name.
     #[must_use]
     pub fn bucket(&self) -> &str {
@@ -333,6 +360,27 @@ impl Store {
     #[must_use]
     pub fn has_conditional_writes(&self) -> bool {
         self.inner.abilities.conditional_put
+    }
+}
+
+impl Inner {
+    fn new(cfg: &StoreConfig, changes: Changes, stop: CancellationToken) -> Result<Self> {
+        let region = if cfg.region.is_empty() {
+            DEFAULT_REGION
+        } else {
+            &cfg.region
+        };
+        Ok(Self {
+            client: connect::client(cfg, region)?,
+            wire: Wire::new(cfg, region)?,
+            bucket: cfg.bucket.clone(),
+            secret_key: cfg.secret_key.clone(),
+            endpoint: cfg.endpoint.clone().unwrap_or_else(|| "AWS S3".to_owned()),
+            changes,
+            abilities: Abilities::ALL,
+            trouble: Mutex::new(None),
+            _stop: stop.drop_guard(),
+        })
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{Act, ObjectInfo, Result};
 impl Inner {
     pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
         let mut objects = Vec::new();
-        let mut token = None;
+        let (mut token, mut last) = (None, None);
         loop {
             let request = self
                 .client
@@ -40,10 +40,22 @@ impl Inner {
                     modified: time(object.last_modified()),
                 });
             }
-            token = page.next_continuation_token().map(str::to_owned);
-            if page.is_truncated() != Some(true) || token.is_none() {
-                return Ok(objects);
+            // What is on a page that does not come, or not whole, would count as removed.
+            let fewer = |said: i32| usize::try_from(said).is_ok_and(|said| page.contents().len() < said);
+            match page.is_truncated() {
+                _ if page.key_count().is_some_and(fewer) => {
+                    return Err(self.broken_list("a page has fewer keys than it says"));
+                }
+                None => return Err(self.broken_list("a page does not say whether more follows")),
+                Some(false) => return Ok(objects),
+                Some(true) => {}
             }
+            let next = page.next_continuation_token().map(str::to_owned);
+            if next.is_none() || next == last {
+                return Err(self.broken_list("a page says that more follows, and not where"));
+            }
+            last.clone_from(&next);
+            token = next;
         }
     }
 
@@ -123,15 +135,21 @@ impl Inner {
     }
 }
 
-/// `encoding-type=url`, where a `+` is a space.
+/// `encoding-type=url`, where a `+` is a space. Bytes that are no text become a NUL and their escape, so that the object
+/// counts, is no path, and can be named to people.
 fn decoded(key: &str, encoded: bool) -> String {
-    if encoded {
-        percent_decode_str(&key.replace('+', " "))
-            .decode_utf8_lossy()
-            .into_owned()
-    } else {
-        key.to_owned()
+    if !encoded {
+        return key.to_owned();
     }
+    let bytes = percent_decode_str(&key.replace('+', " ")).collect::<Vec<u8>>();
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\0%{byte:02X}"));
+        }
+    }
+    text
 }
 
 fn nothing(key: &str) -> ObjectInfo {
@@ -140,5 +158,30 @@ fn nothing(key: &str) -> ObjectInfo {
         size: 0,
         etag: String::new(),
         modified: UNIX_EPOCH,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn odd_keys_are_listed_as_they_are() {
+        assert_eq!(decoded("a+b%2Bc%C3%BC%0A%1B", true), "a b+c\u{fc}\n\u{1b}");
+        assert_eq!(decoded("a+b%2B", false), "a+b%2B");
+        assert_eq!(decoded("a/%FF%FEb%C3", true), "a/\0%FF\0%FEb\0%C3");
+        assert_eq!(decoded("a%00b", true), "a\0b");
+        assert_eq!(decoded("100%", true), "100%");
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_comes_back_as_it_was_encoded(key: String) {
+            let encoded = percent_encoding::utf8_percent_encode(&key, percent_encoding::NON_ALPHANUMERIC);
+            prop_assert_eq!(decoded(&encoded.to_string().replace("%20", "+"), true), key);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! AWS Signature Version 4, for the few requests that are sent without the SDK.
 //!
-//! Every header that a request has is signed, and no query. The key of a day is derived once.
+//! Every header that a request has is signed, and its query as it is given. The key of a day is derived once.
 
 use std::fmt::Write as _;
 
@@ -36,11 +36,12 @@ impl Signer {
         }
     }
 
-    /// Adds `x-amz-content-sha256`, `x-amz-date` and `authorization`. `headers` must have `host` by now.
+    /// Adds `x-amz-content-sha256`, `x-amz-date` and `authorization`. `headers` must have `host` by now, and the query
+    /// must be in order.
     pub(super) fn sign(
         &self,
         method: &str,
-        path: &str,
+        (path, query): (&str, &str),
         body_hash: &str,
         headers: &mut Vec<Header>,
         now: OffsetDateTime,
@@ -51,7 +52,7 @@ impl Signer {
         headers.sort_unstable_by_key(|(name, _)| *name);
         let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
         let names = names.join(";");
-        let mut canonical = format!("{method}\n{path}\n\n");
+        let mut canonical = format!("{method}\n{path}\n{query}\n");
         for (name, value) in headers.iter() {
             let _ = writeln!(canonical, "{name}:{}", value.trim());
         }
@@ -118,7 +119,7 @@ mod tests {
         ];
         signer.sign(
             "GET",
-            &encoded_path("/", "test.txt"),
+            (&encoded_path("/", "test.txt"), ""),
             &sha256(b""),
             &mut headers,
             datetime!(2013-05-24 00:00:00 UTC),

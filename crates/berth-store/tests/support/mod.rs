@@ -1,9 +1,11 @@
 //! An embedded server on a free port with a folder of its own, and stores that use it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod talking;
+
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_store::{Change, EmbeddedConfig, EmbeddedServer, Store, StoreConfig};
 use tokio::sync::broadcast;
@@ -74,6 +76,15 @@ pub async fn next(changes: &mut broadcast::Receiver<Change>) -> Change {
         .await
         .expect("no change came")
         .unwrap()
+}
+
+/// Waits until it is so; a failure after twenty seconds.
+pub async fn eventually(condition: impl Fn() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < limit, "it did not come to be so");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 /// Bytes that do not repeat, the same for the same seed.
