@@ -21,10 +21,12 @@
 mod answer;
 mod cache;
 mod core;
+mod crash;
 mod draft;
 mod file;
 mod fs;
 mod index;
+mod journal;
 mod kernel;
 mod local;
 mod mount;

@@ -1,6 +1,7 @@
 #![allow(unsafe_code)]
 //! berth-sys.
 
+pub mod durable;
 pub mod link;
 pub mod loopdev;
 pub mod netns;

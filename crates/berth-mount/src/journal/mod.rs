@@ -1,0 +1,636 @@
+//! The journal: an ordered map from slot names to values, some with content, that is on disk when a commit has returned.
+//!
+//! A change is a batch of slots set or cleared. [`Journal::append`] gives it a number (seq), enters it in memory and queues
+//! it; [`Journal::commit`] returns when everything up to a seq is on disk. The first to commit writes all that is queued as
+//! one durable write, the others wait for it: nothing is handed to another thread, and eight savers cost one write.
+//!
+//! ```text
+//!   append ─▶ queue ─▶ commit ─▶ segments/N.log    records, each with its small contents behind it
+//!                         └────▶ bodies/N.body     large contents, synced before the record that names them
+//!   background ─▶ state-SEQ                        every live slot as of SEQ; records up to SEQ are not needed after it
+//!              ─▶ segments/N.free                  segments ready for use, their blocks written with zeros or old records
+//!              ─▶ segments/N.pack                  contents moved out of segments that held little else
+//! ```
+//! - Replay is the newest state file, then the records after its seq, each exactly one more than the last. It stops at the
+//!   first that is not whole: that one was never committed. If a later record proves that it was (see `record.rs`), that is
+//!   damage: it is reported, a copy of the segment is kept as `*.damaged`, and everything else that is whole is given.
+//! - Each open begins a new segment and leaves a wide gap of seqs, so that what a crash left behind a torn tail can never
+//!   be taken for what follows it.
+//! - A record longer than a segment gets a segment of its own, as long as it.
+//! - A segment in which nobody has a content any more is used again once a state file covers its records.
+//! - `max` bounds segments and bodies on disk together (at least three segments). The last segment's worth of it is for
+//!   batches that only clear slots: a full journal can always be emptied.
+//! - A write that fails (disk full, I/O error) stays queued in order. Its waiters get the error, and appends are refused
+//!   until a retry has succeeded: one is made by each commit, and each second in the background.
+//!
+//! Not here: what slots and values mean.
+#![allow(dead_code)] // Complete in itself; the mount's write path is not on it yet.
+
+mod held;
+mod record;
+mod recover;
+mod segment;
+mod state;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    fs::{self, File},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use bytes::Bytes;
+use nix::fcntl::Flock;
+use parking_lot::{Condvar, Mutex};
+
+pub(crate) use held::Held;
+use held::{At, Body, Graves};
+use segment::Segment;
+
+use crate::crash;
+
+/// The length of a segment.
+const SEGMENT: u64 = 16 << 20;
+/// Segments kept for use again.
+const FREE_MAX: usize = 4;
+
+/// One slot's change.
+#[derive(Debug)]
+pub(crate) struct Op {
+    /// The slot.
+    pub(crate) slot: String,
+    /// Its value from now on; `None` clears it.
+    pub(crate) value: Option<Vec<u8>>,
+    /// What the slot holds beside its value.
+    pub(crate) content: Option<Content>,
+}
+
+/// Content that an [`Op`] gives to its slot.
+#[derive(Debug, Clone)]
+pub(crate) enum Content {
+    /// Small: written with the record.
+    Bytes(Bytes),
+    /// A file of [`Journal::new_body`], complete, and its length. Whoever syncs it before spares the others the wait.
+    File(Arc<File>, u64),
+    /// What the journal has already: only the reference is recorded.
+    Held(Arc<Held>),
+}
+
+/// What an append gave.
+#[derive(Debug)]
+pub(crate) struct Appended {
+    /// The batch's number, for [`Journal::commit`].
+    pub(crate) seq: u64,
+    /// The content of each op.
+    pub(crate) held: Vec<Option<Arc<Held>>>,
+}
+
+/// A slot found at open.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    /// The slot.
+    pub(crate) slot: String,
+    /// Its value.
+    pub(crate) value: Vec<u8>,
+    /// Its content.
+    pub(crate) held: Option<Arc<Held>>,
+    /// The batch that set it.
+    pub(crate) seq: u64,
+}
+
+/// How much a journal holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Bytes on disk: segments, spare ones too, and bodies.
+    pub(crate) disk: u64,
+    /// Bytes of contents that somebody has.
+    pub(crate) live_bytes: u64,
+    /// Slots that are set.
+    pub(crate) live_slots: usize,
+    /// The bound on `disk`.
+    pub(crate) max: u64,
+}
+
+/// Why the journal could not do something.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum JournalError {
+    /// Its folder or a file in it cannot be used.
+    #[error("cannot open the journal: {path}; it must be on a disk with free space, and writable", path = path.display())]
+    Open {
+        /// The folder or file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// Another process has it.
+    #[error("the journal {path} is in use; is another `berth serve` running on it?", path = path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The bound is reached or the disk is full.
+    #[error("no space in the journal {path}; free space on its disk, raise its bound, or let S3 catch up", path = path.display())]
+    NoSpace {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The disk does not take what is written.
+    #[error("cannot write to the journal {path}; look for errors of its disk in `dmesg`", path = path.display())]
+    Write {
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// A file given as content is not one of the journal's bodies.
+    #[error("content for slot {slot} is no body of this journal, or shorter than said")]
+    Foreign {
+        /// The slot.
+        slot: String,
+    },
+    /// What was on disk once is not whole any more.
+    #[error("the journal is damaged: {path} at byte {offset}; the rest was recovered, and a copy is beside it", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+    },
+}
+
+/// The journal of one folder. Dropping it without [`Journal::close`] is safe, as a crash is.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    shared: Arc<Shared>,
+    background: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    dir: PathBuf,
+    id: u64,
+    id_text: String,
+    max: u64,
+    segment: u64,
+    inner: Mutex<Inner>,
+    written: Condvar,
+    /// Taken before `inner` by whoever needs both.
+    log: Mutex<Log>,
+    bodies: Mutex<Bodies>,
+    graves: Arc<Graves>,
+    checkpointing: Mutex<()>,
+    bell: Mutex<Bell>,
+    rung: Condvar,
+    damage: Vec<JournalError>,
+    /// Bodies were made whose names are not on disk yet.
+    names_unsynced: AtomicBool,
+    _lock: Flock<File>,
+}
+
+#[derive(Debug, Default)]
+struct Bell {
+    rung: bool,
+    stop: bool,
+}
+
+/// What appends change, and what they need to know of the disk.
+#[derive(Debug, Default)]
+struct Inner {
+    slots: HashMap<Arc<str>, Slot>,
+    queue: VecDeque<Queued>,
+    last_seq: u64,
+    durable: u64,
+    writing: bool,
+    /// Why the last write failed; appends are refused while it is set.
+    fault: Option<JournalError>,
+    failed_to: u64,
+    order: u64,
+    /// Bytes of segments on disk, free ones too.
+    segments: u64,
+    /// Bytes of bodies taken over.
+    bodies: u64,
+    free: u64,
+    plan: Plan,
+    /// An append was refused: make room.
+    pressed: bool,
+}
+
+/// Where the queue will go, by the rules of the write itself.
+#[derive(Debug, Default, Clone, Copy)]
+struct Plan {
+    remaining: u64,
+    segments: u64,
+    oversize: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Slot {
+    value: Bytes,
+    held: Option<Arc<Held>>,
+    seq: u64,
+    order: u64,
+}
+
+#[derive(Debug)]
+struct Queued {
+    seq: u64,
+    len: u64,
+    ops: Vec<QueuedOp>,
+}
+
+#[derive(Debug)]
+struct QueuedOp {
+    slot: Arc<str>,
+    value: Option<Bytes>,
+    held: Option<Arc<Held>>,
+    /// The content goes behind this record.
+    inline: Option<Bytes>,
+}
+
+/// The files of the log.
+#[derive(Debug, Default)]
+struct Log {
+    current: Option<Arc<Segment>>,
+    at: u64,
+    segments: Vec<Arc<Segment>>,
+    free: VecDeque<Segment>,
+    next_number: u64,
+    /// The current segment's name is not on disk yet.
+    name_unsynced: bool,
+}
+
+#[derive(Debug, Default)]
+struct Bodies {
+    by_inode: HashMap<u64, Tracked>,
+    next_number: u64,
+}
+
+#[derive(Debug)]
+struct Tracked {
+    number: u64,
+    path: PathBuf,
+    file: Weak<File>,
+    body: Weak<Body>,
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, made if missing, and gives the slots that are set, in the order of their seqs.
+    pub(crate) fn open(dir: &Path, max: u64) -> Result<(Arc<Journal>, Vec<Recovered>), JournalError> {
+        Journal::open_with(dir, max, SEGMENT)
+    }
+
+    fn open_with(dir: &Path, max: u64, segment: u64) -> Result<(Arc<Journal>, Vec<Recovered>), JournalError> {
+        let (shared, recovered) = recover::open(dir, max, segment)?;
+        let thread = {
+            let shared = shared.clone();
+            std::thread::Builder::new()
+                .name("journal".to_owned())
+                .spawn(move || shared.background())
+        };
+        let thread = thread.map_err(|error| JournalError::Open {
+            path: dir.to_owned(),
+            source: Arc::new(error),
+        })?;
+        Ok((
+            Arc::new(Journal {
+                shared,
+                background: Mutex::new(Some(thread)),
+            }),
+            recovered,
+        ))
+    }
+
+    /// 16 hex digits that no other journal has.
+    pub(crate) fn id(&self) -> &str {
+        &self.shared.id_text
+    }
+
+    /// What was found damaged at open.
+    pub(crate) fn damage(&self) -> &[JournalError] {
+        &self.shared.damage
+    }
+
+    /// Enters a batch, whole or not at all. Only memory is touched; [`Journal::commit`] makes it last.
+    pub(crate) fn append(&self, batch: Vec<Op>) -> Result<Appended, JournalError> {
+        self.shared.append(batch)
+    }
+
+    /// Returns when everything up to `seq` is on disk. Blocks.
+    pub(crate) fn commit(&self, seq: u64) -> Result<(), JournalError> {
+        self.shared.commit(seq)
+    }
+
+    /// A new file for large content, to be given to [`Journal::append`]; it is removed if it never is.
+    pub(crate) fn new_body(&self) -> io::Result<Arc<File>> {
+        self.shared.new_body()
+    }
+
+    /// How much it holds.
+    pub(crate) fn usage(&self) -> Usage {
+        let open = self.shared.open_bodies();
+        let inner = self.shared.inner.lock();
+        Usage {
+            disk: inner.segments + inner.bodies + open,
+            live_bytes: self.shared.graves.live_bytes.load(Ordering::Relaxed),
+            live_slots: inner.slots.len(),
+            max: self.shared.max,
+        }
+    }
+
+    /// Whether a batch with so many bytes would be taken now.
+    pub(crate) fn room_for(&self, bytes: u64) -> bool {
+        let open = self.shared.open_bodies();
+        let inner = self.shared.inner.lock();
+        inner.fault.is_none() && self.shared.planned(&inner, bytes + 4096, open, Purpose::Fill).is_some()
+    }
+
+    /// Commits what is queued and writes a state file, so that the next open has nothing to replay.
+    pub(crate) fn close(&self) {
+        self.stop();
+        let last = self.shared.inner.lock().last_seq;
+        if let Err(error) = self.shared.commit(last).and_then(|()| self.shared.checkpoint()) {
+            tracing::warn!(%error, "the journal could not be closed; what was committed is recovered at the next start");
+        }
+    }
+
+    fn stop(&self) {
+        self.shared.bell.lock().stop = true;
+        self.shared.rung.notify_all();
+        if let Some(thread) = self.background.lock().take() {
+            // It ends by itself; that it panicked was told when it did.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What a batch does to the space that is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Fill,
+    /// Only clears slots: may use the reserve.
+    Clear,
+}
+
+impl Shared {
+    fn no_space(&self) -> JournalError {
+        JournalError::NoSpace { path: self.dir.clone() }
+    }
+
+    fn fault(&self, error: io::Error) -> JournalError {
+        match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => self.no_space(),
+            _ => JournalError::Write {
+                path: self.dir.clone(),
+                source: Arc::new(error),
+            },
+        }
+    }
+
+    fn ring(&self) {
+        self.bell.lock().rung = true;
+        self.rung.notify_all();
+    }
+
+    /// The plan with a record of `len` more; `None` if that would exceed the bound.
+    fn planned(&self, inner: &Inner, len: u64, open_bodies: u64, purpose: Purpose) -> Option<Plan> {
+        let mut plan = inner.plan;
+        if len <= plan.remaining {
+            plan.remaining -= len;
+        } else if len > self.segment {
+            plan.oversize += len;
+            plan.remaining = 0;
+        } else {
+            plan.segments += 1;
+            plan.remaining = self.segment - len;
+        }
+        let reserve = u64::from(purpose == Purpose::Fill);
+        let more = (plan.segments + reserve).saturating_sub(inner.free) * self.segment + plan.oversize;
+        let fits = inner.segments + inner.bodies + open_bodies + more <= self.max;
+        // Within the segment in use, a clear takes no space.
+        (fits
+            || (purpose == Purpose::Clear
+                && plan.segments <= inner.plan.segments.max(inner.free)
+                && plan.oversize == 0))
+            .then_some(plan)
+    }
+
+    fn append(&self, batch: Vec<Op>) -> Result<Appended, JournalError> {
+        let mut len = record::HEADER as u64;
+        let mut purpose = Purpose::Clear;
+        for op in &batch {
+            len += record::entry_len(&op.slot, op.value.as_deref());
+            if let Some(Content::Bytes(bytes)) = &op.content {
+                len += bytes.len() as u64;
+            }
+            if op.value.is_some() {
+                purpose = Purpose::Fill;
+            }
+        }
+        let len = record::padded(len);
+        let crcs: Vec<u32> = batch
+            .iter()
+            .map(|op| match &op.content {
+                Some(Content::Bytes(bytes)) => crc32fast::hash(bytes),
+                _ => 0,
+            })
+            .collect();
+        let open_bodies = self.open_bodies();
+        let mut inner = self.inner.lock();
+        if let Some(fault) = inner.fault.clone() {
+            drop(inner);
+            self.ring();
+            return Err(fault);
+        }
+        let Some(plan) = self.planned(&inner, len, open_bodies, purpose) else {
+            inner.pressed = true;
+            drop(inner);
+            self.ring();
+            return Err(self.no_space());
+        };
+        let bodies = self.adopt(&batch, &mut inner)?;
+        inner.plan = plan;
+        inner.last_seq += 1;
+        let seq = inner.last_seq;
+        self.graves.appended.store(seq, Ordering::SeqCst);
+        let mut held = Vec::with_capacity(batch.len());
+        let mut ops = Vec::with_capacity(batch.len());
+        let mut replaced = Vec::new();
+        for ((op, crc), body) in batch.into_iter().zip(crcs).zip(bodies) {
+            let (content, inline) = match op.content {
+                None => (None, None),
+                Some(Content::Bytes(bytes)) => {
+                    let content = Held::new(At::Memory(bytes.clone()), bytes.len() as u64, crc, &self.graves);
+                    (Some(content), Some(bytes))
+                }
+                Some(Content::File(_, len)) => (body.map(|body| Held::new(At::Body(body), len, 0, &self.graves)), None),
+                Some(Content::Held(content)) => (Some(content), None),
+            };
+            let slot: Arc<str> = op.slot.into();
+            let value = op.value.map(Bytes::from);
+            inner.order += 1;
+            let order = inner.order;
+            replaced.push(match &value {
+                Some(value) => {
+                    let slot_now = Slot {
+                        value: value.clone(),
+                        held: content.clone(),
+                        seq,
+                        order,
+                    };
+                    inner.slots.insert(slot.clone(), slot_now)
+                }
+                None => inner.slots.remove(&slot),
+            });
+            held.push(content.clone());
+            ops.push(QueuedOp {
+                slot,
+                value,
+                held: content,
+                inline,
+            });
+        }
+        inner.queue.push_back(Queued { seq, len, ops });
+        drop(inner);
+        drop(replaced);
+        crash::point("journal.append");
+        Ok(Appended { seq, held })
+    }
+
+    /// The batch's bodies, taken over: all or none.
+    fn adopt(&self, batch: &[Op], inner: &mut Inner) -> Result<Vec<Option<Arc<Body>>>, JournalError> {
+        if !batch.iter().any(|op| matches!(op.content, Some(Content::File(..)))) {
+            return Ok(batch.iter().map(|_| None).collect());
+        }
+        let mut bodies = self.bodies.lock();
+        for op in batch {
+            if let Some(Content::File(file, len)) = &op.content {
+                let known = file.metadata().is_ok_and(|meta| {
+                    meta.len() >= *len && bodies.by_inode.get(&meta.ino()).is_some_and(|tracked| tracked.is(file))
+                });
+                if !known {
+                    return Err(JournalError::Foreign { slot: op.slot.clone() });
+                }
+            }
+        }
+        let mut adopted = Vec::with_capacity(batch.len());
+        for op in batch {
+            adopted.push(match &op.content {
+                Some(Content::File(file, len)) => {
+                    let inode = file.metadata().map(|meta| meta.ino()).unwrap_or_default();
+                    bodies.by_inode.get_mut(&inode).map(|tracked| {
+                        tracked.body.upgrade().unwrap_or_else(|| {
+                            inner.bodies += len;
+                            let body = Arc::new(Body {
+                                number: tracked.number,
+                                path: tracked.path.clone(),
+                                file: file.clone(),
+                                len: *len,
+                                synced: AtomicBool::new(false),
+                                suspect: AtomicBool::new(false),
+                                graves: self.graves.clone(),
+                            });
+                            tracked.body = Arc::downgrade(&body);
+                            body
+                        })
+                    })
+                }
+                _ => None,
+            });
+        }
+        Ok(adopted)
+    }
+
+    fn new_body(&self) -> io::Result<Arc<File>> {
+        self.forget_bodies();
+        let mut bodies = self.bodies.lock();
+        let number = bodies.next_number;
+        bodies.next_number += 1;
+        let path = segment::path(&self.dir.join("bodies"), number, "body");
+        let file = Arc::new(
+            fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)?,
+        );
+        let inode = file.metadata()?.ino();
+        let tracked = Tracked {
+            number,
+            path,
+            file: Arc::downgrade(&file),
+            body: Weak::new(),
+        };
+        bodies.by_inode.insert(inode, tracked);
+        self.names_unsynced.store(true, Ordering::SeqCst);
+        Ok(file)
+    }
+
+    /// Bytes of bodies that no batch has named yet.
+    fn open_bodies(&self) -> u64 {
+        let bodies = self.bodies.lock();
+        let open = bodies
+            .by_inode
+            .values()
+            .filter(|tracked| tracked.body.strong_count() == 0);
+        open.filter_map(|tracked| tracked.file.upgrade()?.metadata().ok())
+            .map(|meta| meta.blocks() * 512)
+            .sum()
+    }
+
+    /// Removes bodies that nobody has, and those whose last record is gone from the disk's point of view.
+    fn forget_bodies(&self) {
+        let durable = self.inner.lock().durable;
+        let mut dead: HashSet<u64> = HashSet::new();
+        let mut freed = 0;
+        self.graves.dead.lock().retain(|(seq, number, path, len)| {
+            if *seq > durable {
+                return true;
+            }
+            // One that stays is removed at the next open.
+            let _ = fs::remove_file(path);
+            dead.insert(*number);
+            freed += len;
+            false
+        });
+        let mut bodies = self.bodies.lock();
+        let waiting: HashSet<u64> = self.graves.dead.lock().iter().map(|(_, number, ..)| *number).collect();
+        bodies.by_inode.retain(|_, tracked| {
+            if dead.contains(&tracked.number) {
+                return false;
+            }
+            let unused = tracked.file.strong_count() == 0 && tracked.body.strong_count() == 0;
+            if unused && !waiting.contains(&tracked.number) {
+                let _ = fs::remove_file(&tracked.path);
+                return false;
+            }
+            true
+        });
+        drop(bodies);
+        let mut inner = self.inner.lock();
+        inner.bodies = inner.bodies.saturating_sub(freed);
+    }
+}
+
+impl Tracked {
+    fn is(&self, file: &Arc<File>) -> bool {
+        std::ptr::eq(self.file.as_ptr(), Arc::as_ptr(file))
+    }
+}
