@@ -6,12 +6,10 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use berth_store::{Store, StoreError};
@@ -23,16 +21,16 @@ use crate::{
     MountConfig,
     cache::{CHUNK, Contents, FetchError},
     draft::Draft,
-    file::{Attachment, Base, Body, File},
+    file::{Base, Body, File},
     index::IndexWriter,
+    journal::{Held, Journal},
     kernel::KernelNotices,
     local::LocalBudget,
+    pending::Intents,
+    save::Unsaved,
+    sync::Readers,
     tree::{Ino, Node, ROOT, Tree},
-    upload::Uploader,
 };
-
-/// How long an own write is kept in mind to recognise its echo in the change feed.
-const ECHO: Duration = Duration::from_secs(30);
 
 /// An open file or folder.
 #[derive(Debug, Clone)]
@@ -57,19 +55,16 @@ pub(crate) struct Core {
     pub(crate) store: Store,
     pub(crate) tree: Mutex<Tree>,
     pub(crate) contents: Contents,
-    pub(crate) uploader: Uploader,
+    pub(crate) unsaved: Unsaved,
+    pub(crate) intents: Intents,
+    pub(crate) readers: Readers,
     pub(crate) index: IndexWriter,
     pub(crate) budget: Arc<LocalBudget>,
     pub(crate) kernel: KernelNotices,
-    /// Folder for drafts that outgrew memory.
-    pub(crate) spill: PathBuf,
-    /// Uploads and removals read-lock it; moving a folder write-locks it, so that no object appears under an old name.
-    pub(crate) moves: tokio::sync::RwLock<()>,
     pub(crate) rt: tokio::runtime::Handle,
     pub(crate) ended: AtomicBool,
     handles: Mutex<HashMap<u64, Opened>>,
     next_handle: AtomicU64,
-    echoes: Mutex<HashMap<String, Instant>>,
 }
 
 impl std::fmt::Debug for Core {
@@ -83,23 +78,22 @@ impl Core {
         cfg: MountConfig,
         store: Store,
         contents: Contents,
-        spill: PathBuf,
+        journal: Arc<Journal>,
         kernel: KernelNotices,
     ) -> Arc<Self> {
         Arc::new(Self {
             tree: Mutex::new(Tree::new(cfg.uid, cfg.gid)),
             budget: LocalBudget::new(cfg.local_max),
             contents,
-            uploader: Uploader::default(),
+            unsaved: Unsaved::default(),
+            intents: Intents::new(journal),
+            readers: Readers::default(),
             index: IndexWriter::default(),
             kernel,
-            spill,
-            moves: tokio::sync::RwLock::new(()),
             rt: tokio::runtime::Handle::current(),
             ended: AtomicBool::new(false),
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
-            echoes: Mutex::default(),
             cfg,
             store,
         })
@@ -129,20 +123,6 @@ impl Core {
         }
     }
 
-    /// We are about to change `key`, or just did.
-    pub(crate) fn wrote(&self, key: &str) {
-        let mut echoes = self.echoes.lock();
-        if echoes.len() > 10_000 {
-            echoes.retain(|_, at| at.elapsed() < ECHO);
-        }
-        echoes.insert(key.to_owned(), Instant::now());
-    }
-
-    /// Whether a change of `key` in the feed may be an echo of our own.
-    pub(crate) fn wrote_lately(&self, key: &str) -> bool {
-        self.echoes.lock().get(key).is_some_and(|at| at.elapsed() < ECHO)
-    }
-
     /// Whether a path is never stored in S3. `parent_local`: its folder already is not.
     pub(crate) fn is_local(&self, parent_local: bool, key: &str, node: Shape) -> bool {
         let excludes = &self.cfg.excludes;
@@ -168,8 +148,14 @@ impl Core {
     /// Reads without asking S3; `None` if S3 must be asked.
     pub(crate) fn read_here(&self, file: &File, offset: u64, size: usize) -> Option<Result<Bytes, Errno>> {
         let state = file.state();
-        if let Body::Draft(draft) = &state.body {
-            return Some(draft.read(offset, size).map_err(Errno::from));
+        match &state.body {
+            Body::Draft(draft) => return Some(draft.read(offset, size).map_err(Errno::from)),
+            Body::Held(held) => {
+                let held = held.clone();
+                drop(state);
+                return Some(held.read(offset, size).map_err(Errno::from));
+            }
+            Body::Stored => {}
         }
         let base = state.base.as_ref()?;
         let end = base.size.min(offset.saturating_add(size as u64));
@@ -260,57 +246,82 @@ impl Core {
         if state.pinned.is_some() { None } else { Some(base) }
     }
 
-    /// Makes the content a draft, fetching it if it is in S3.
+    /// Makes the content a draft of its own: fetched if it is in S3, copied if the journal or a save has it.
     pub(crate) async fn bring_here(self: &Arc<Self>, file: &Arc<File>) -> Result<(), Errno> {
-        let (base, local) = {
+        loop {
+            let (from, version) = {
+                let mut state = file.state();
+                if state.make_draft() {
+                    return Ok(());
+                }
+                let from = match (&state.body, &state.base) {
+                    (Body::Held(held), _) => Source::Held(held.clone()),
+                    (Body::Draft(Draft::Spilled { file, len, .. }), _) => Source::File(file.clone(), *len),
+                    (Body::Stored, Some(base)) => Source::S3(base.clone()),
+                    _ => return Err(Errno::EIO),
+                };
+                (from, state.version)
+            };
+            let draft = self.copy_here(&from).await?;
             let mut state = file.state();
-            if state.make_draft() {
+            let same = state.version == version
+                && match (&state.body, &from) {
+                    (Body::Stored, Source::S3(base)) => state.base.as_ref().is_some_and(|now| now.etag == base.etag),
+                    (Body::Held(now), Source::Held(then)) => Arc::ptr_eq(now, then),
+                    (Body::Draft(now), Source::File(..)) => now.is_shared(),
+                    _ => false,
+                };
+            if same {
+                state.body = Body::Draft(draft);
                 return Ok(());
             }
-            (state.base.clone().ok_or(Errno::EIO)?, state.is_local())
+        }
+    }
+
+    async fn copy_here(self: &Arc<Self>, from: &Source) -> Result<Draft, Errno> {
+        let journal = self.intents.journal.clone();
+        let (file, len) = match from {
+            Source::S3(base) => return self.fetch_draft(base).await,
+            Source::File(file, len) => (file.clone(), *len),
+            Source::Held(held) => match held.as_file() {
+                Some(file) => (file, held.len()),
+                None => {
+                    let bytes = held.read(0, held.len() as usize).map_err(Errno::from)?;
+                    return Ok(Draft::from_bytes(&bytes));
+                }
+            },
         };
+        let copied = tokio::task::spawn_blocking(move || Draft::copy_of(&file, len, &journal)).await;
+        copied.map_err(|_| Errno::EIO)?.map_err(Errno::from)
+    }
+
+    async fn fetch_draft(self: &Arc<Self>, base: &Base) -> Result<Draft, Errno> {
         let mut draft = Draft::empty();
         for chunk in 0..base.size.div_ceil(CHUNK) {
-            let bytes = self.chunk(&base, chunk).await?;
+            let bytes = self.chunk(base, chunk).await?;
             draft
-                .write(chunk * CHUNK, &bytes, (!local).then_some(&*self.spill))
+                .write(chunk * CHUNK, &bytes, Some(&self.intents.journal))
                 .map_err(Errno::from)?;
         }
-        let mut state = file.state();
-        if matches!(state.body, Body::Stored) && state.base.as_ref() == Some(&base) {
-            state.body = Body::Draft(draft);
-        }
-        Ok(())
+        Ok(draft)
     }
 
     /// The last descriptor of `file` may be gone: what was held for descriptors is let go.
     pub(crate) fn closed(self: &Arc<Self>, file: &Arc<File>) {
-        let dirty = {
+        let unsaved = {
             let mut state = file.state();
             state.opens = state.opens.saturating_sub(1);
             if state.opens > 0 {
                 return;
             }
-            state.pinned = None;
-            let clean = state.version == state.saved && state.base.is_some() && !state.is_local();
-            if clean && state.attachment == Attachment::Linked {
-                state.body = Body::Stored;
-            }
-            state.is_dirty()
+            state.settle();
+            state.is_unsaved()
         };
-        if dirty {
+        if unsaved {
             // Pages of a shared mapping are written after the last flush.
             let (core, file) = (self.clone(), file.clone());
-            self.rt
-                .spawn(async move { core.uploader.save(&core, &file).await.is_ok() });
+            self.rt.spawn(async move { core.save(&file).await.is_ok() });
         }
-    }
-
-    /// Whether the tree has a file at `key` that S3 has too.
-    pub(crate) fn has_object(&self, key: &str) -> bool {
-        let tree = self.tree.lock();
-        let file = tree.find(key).and_then(|ino| tree.file(ino).ok());
-        file.is_some_and(|file| file.state().base.is_some())
     }
 
     /// The workspace a key belongs to; `None` for the root itself and for files at the top.
@@ -323,6 +334,13 @@ impl Core {
         let is_folder = matches!(inode.node, Node::Dir(_)) || rest.is_some();
         (is_folder && !inode.local).then(|| name.to_owned())
     }
+}
+
+/// Where content comes from.
+enum Source {
+    S3(Base),
+    File(Arc<std::fs::File>, u64),
+    Held(Arc<Held>),
 }
 
 /// What a path is, for the question whether it is local-only.

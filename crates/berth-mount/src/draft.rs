@@ -1,54 +1,72 @@
 //! A draft: content that lives on this host, because it is being written or because it is local-only.
 //!
-//! Small drafts are in memory, behind an `Arc`: an upload takes a second reference and a write that comes meanwhile
-//! copies, so an upload always sends one state of the file. Beyond [`SPILL`] a draft moves to an unlinked file, which the
-//! kernel frees whatever happens to this process.
+//! Small drafts are in memory, behind an `Arc`: a save takes a second reference and a write that comes meanwhile copies, so
+//! a save always holds one state of the file. Beyond [`SPILL`] a draft moves to a file of the journal, which a save simply
+//! names; such a file is *shared* from then on, and copied before it is written again.
 
-use std::{
-    fs::{File, OpenOptions},
-    io,
-    os::{fd::AsRawFd, unix::fs::FileExt},
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use bytes::Bytes;
 
+use crate::journal::{Content, Held, Journal};
+
 /// Drafts beyond this size go to a file.
 pub(crate) const SPILL: u64 = 8 << 20;
+/// Content up to this goes into the journal's segments; larger content becomes a file beside them.
+pub(crate) const INLINE: u64 = 1 << 20;
 /// The largest file the mount takes.
 pub(crate) const MAX_FILE: u64 = 1 << 40;
+/// Bytes copied at a time.
+const STEP: usize = 1 << 20;
 
 /// Content being held.
 #[derive(Debug)]
 pub(crate) enum Draft {
     Memory(Arc<Vec<u8>>),
-    Spilled(Arc<File>, u64),
+    Spilled { file: Arc<File>, len: u64, shared: bool },
 }
 
-/// One state of a draft, to upload.
-#[derive(Debug)]
+/// One state of a file's content.
+#[derive(Debug, Clone)]
 pub(crate) enum Snapshot {
     /// The bytes themselves.
     Memory(Bytes),
-    /// The file; what is written meanwhile shows in it.
-    Spilled(Arc<File>, u64),
+    /// A file that nobody writes any more.
+    File(Arc<File>, u64),
+    /// The journal has it already.
+    Held(Arc<Held>),
 }
 
 impl Snapshot {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
-            Self::Spilled(_, len) => *len,
+            Self::File(_, len) => *len,
+            Self::Held(held) => held.len(),
         }
     }
 
-    /// A path under which the unlinked file can be opened while `self` lives.
-    pub(crate) fn path_of(file: &File) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    /// Whether giving it to the journal means writing much.
+    pub(crate) fn is_large(&self) -> bool {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64 > INLINE,
+            Self::File(..) => true,
+            Self::Held(_) => false,
+        }
+    }
+
+    /// In the form the journal takes. Writes a file if the content is too large for a segment.
+    pub(crate) fn into_content(self, journal: &Journal) -> io::Result<Content> {
+        Ok(match self {
+            Self::Held(held) => Content::Held(held),
+            Self::File(file, len) => Content::File(file, len),
+            Self::Memory(bytes) if bytes.len() as u64 <= INLINE => Content::Bytes(bytes),
+            Self::Memory(bytes) => {
+                let file = journal.new_body()?;
+                file.write_all_at(&bytes, 0)?;
+                Content::File(file, bytes.len() as u64)
+            }
+        })
     }
 }
 
@@ -73,14 +91,22 @@ impl Draft {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
-            Self::Spilled(_, len) => *len,
+            Self::Spilled { len, .. } => *len,
         }
     }
 
-    pub(crate) fn snapshot(&self) -> Snapshot {
+    /// Whether it must be copied before it is written.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Spilled { shared: true, .. })
+    }
+
+    pub(crate) fn snapshot(&mut self) -> Snapshot {
         match self {
             Self::Memory(bytes) => Snapshot::Memory(Bytes::from_owner(Shared(bytes.clone()))),
-            Self::Spilled(file, len) => Snapshot::Spilled(file.clone(), *len),
+            Self::Spilled { file, len, shared } => {
+                *shared = true;
+                Snapshot::File(file.clone(), *len)
+            }
         }
     }
 
@@ -92,7 +118,7 @@ impl Draft {
         }
         match self {
             Self::Memory(bytes) => Ok(Bytes::copy_from_slice(&bytes[offset as usize..end as usize])),
-            Self::Spilled(file, _) => {
+            Self::Spilled { file, .. } => {
                 let mut out = vec![0; (end - offset) as usize];
                 file.read_exact_at(&mut out, offset)?;
                 Ok(out.into())
@@ -100,10 +126,10 @@ impl Draft {
         }
     }
 
-    /// Writes `data` at `offset`; what lies between the old end and `offset` reads as zeros. `dir`: where to spill.
-    pub(crate) fn write(&mut self, offset: u64, data: &[u8], dir: Option<&Path>) -> io::Result<()> {
+    /// Writes `data` at `offset`; what lies between the old end and `offset` reads as zeros. `journal`: where to spill.
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8], journal: Option<&Journal>) -> io::Result<()> {
         let end = offset + data.len() as u64;
-        self.spill_beyond(end, dir)?;
+        self.spill_beyond(end, journal)?;
         match self {
             Self::Memory(bytes) => {
                 let bytes = Arc::make_mut(bytes);
@@ -116,7 +142,7 @@ impl Draft {
                 }
                 bytes[offset as usize..end as usize].copy_from_slice(data);
             }
-            Self::Spilled(file, len) => {
+            Self::Spilled { file, len, .. } => {
                 file.write_all_at(data, offset)?;
                 *len = end.max(*len);
             }
@@ -125,11 +151,11 @@ impl Draft {
     }
 
     /// Cuts or lengthens (with zeros) to `size` bytes.
-    pub(crate) fn resize(&mut self, size: u64, dir: Option<&Path>) -> io::Result<()> {
-        self.spill_beyond(size, dir)?;
+    pub(crate) fn resize(&mut self, size: u64, journal: Option<&Journal>) -> io::Result<()> {
+        self.spill_beyond(size, journal)?;
         match self {
             Self::Memory(bytes) => Arc::make_mut(bytes).resize(size as usize, 0),
-            Self::Spilled(file, len) => {
+            Self::Spilled { file, len, .. } => {
                 file.set_len(size)?;
                 *len = size;
             }
@@ -137,30 +163,39 @@ impl Draft {
         Ok(())
     }
 
-    fn spill_beyond(&mut self, size: u64, dir: Option<&Path>) -> io::Result<()> {
-        let (Self::Memory(bytes), Some(dir)) = (&*self, dir) else {
+    fn spill_beyond(&mut self, size: u64, journal: Option<&Journal>) -> io::Result<()> {
+        let (Self::Memory(bytes), Some(journal)) = (&*self, journal) else {
             return Ok(());
         };
         if size <= SPILL {
             return Ok(());
         }
-        let file = unlinked_file(dir)?;
+        let file = journal.new_body()?;
         file.write_all_at(bytes, 0)?;
         let len = bytes.len() as u64;
-        *self = Self::Spilled(Arc::new(file), len);
+        *self = Self::Spilled {
+            file,
+            len,
+            shared: false,
+        };
         Ok(())
     }
-}
 
-/// A file without a name in `dir`.
-pub(crate) fn unlinked_file(dir: &Path) -> io::Result<File> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let path = dir.join(format!(
-        "draft-{}-{}",
-        std::process::id(),
-        COUNT.fetch_add(1, Ordering::Relaxed)
-    ));
-    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
+    /// A copy of `len` bytes of `file` that can be written.
+    pub(crate) fn copy_of(file: &File, len: u64, journal: &Journal) -> io::Result<Self> {
+        let copy = journal.new_body()?;
+        let mut at = 0;
+        let mut buffer = vec![0; STEP];
+        while at < len {
+            let step = STEP.min((len - at) as usize);
+            file.read_exact_at(&mut buffer[..step], at)?;
+            copy.write_all_at(&buffer[..step], at)?;
+            at += step as u64;
+        }
+        Ok(Self::Spilled {
+            file: copy,
+            len,
+            shared: false,
+        })
+    }
 }

@@ -1,18 +1,17 @@
 //! One file: what its content is, where it is, and whether S3 has it.
 //!
 //! ```text
-//!                 write, truncate                      saved
-//!    stored ───────────────────────▶ draft, dirty ──────────────▶ stored (or draft, clean, while a big one is open)
-//!      ▲ built from LIST                 │    ▲ write
-//!      └── remote change: a new inode    └────┘
+//!               write, truncate                     close, fsync                       S3 has it
+//!    stored ─────────────────────▶ draft, unsaved ──────────────▶ held by the journal ───────────▶ stored
+//!      ▲ built from LIST               │   ▲ write                        │
+//!      └── remote change: a new inode  └───┘◀─────────────────────────────┘ write
 //! ```
-//! `version` counts changes, `saved` is the version that S3 acknowledged: the file is dirty while they differ. Uploads,
-//! moves and removals of one file's object hold `upload`, so that S3 sees them one after the other.
+//! `version` counts changes, `kept` is the version that the journal was given: the file is unsaved while they differ. From
+//! then on the way to S3 is the business of the key's intent ([`crate::pending`]), not of the file.
 
 use std::{
-    path::Path,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -20,12 +19,13 @@ use fuser::Errno;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
-    draft::{Draft, MAX_FILE, Snapshot},
+    draft::{Draft, MAX_FILE, SPILL, Snapshot},
+    journal::{Held, Journal},
     local::Charge,
     tree::{Ino, Times},
 };
 
-/// The object in S3 whose bytes are this file's, or were before it became dirty.
+/// The object in S3 whose bytes are this file's, or were before it was written here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Base {
     pub(crate) key: String,
@@ -48,6 +48,8 @@ impl From<&berth_store::ObjectInfo> for Base {
 pub(crate) enum Body {
     /// In S3 (and perhaps the cache), as [`FileState::base`] says.
     Stored,
+    /// In the journal, and not yet in S3.
+    Held(Arc<Held>),
     /// Here.
     Draft(Draft),
 }
@@ -69,7 +71,12 @@ pub(crate) struct FileState {
     pub(crate) body: Body,
     pub(crate) base: Option<Base>,
     pub(crate) version: u64,
-    pub(crate) saved: u64,
+    /// The version that the journal was given.
+    pub(crate) kept: u64,
+    /// The batch in which it was given.
+    pub(crate) seq: u64,
+    /// Its content, while S3 lacks it.
+    pub(crate) held: Option<Arc<Held>>,
     pub(crate) times: Times,
     /// Open descriptors.
     pub(crate) opens: u32,
@@ -78,48 +85,38 @@ pub(crate) struct FileState {
     pub(crate) attachment: Attachment,
     /// Present on local-only files.
     pub(crate) charge: Option<Charge>,
-    /// What somebody else stored under its name while it was dirty here.
-    pub(crate) theirs: Option<berth_store::ObjectInfo>,
-    /// When it became dirty.
-    pub(crate) dirty_since: Option<SystemTime>,
+    /// When it became unsaved.
+    pub(crate) unsaved_since: Option<SystemTime>,
     /// The last write.
     pub(crate) touched: Instant,
-    /// When the background may try again, and the pause before the try after that.
-    pub(crate) retry: (Instant, Duration),
 }
 
 /// One file.
 #[derive(Debug)]
 pub(crate) struct File {
     pub(crate) ino: Ino,
-    /// Held while the object of this file is uploaded, moved or removed.
-    pub(crate) upload: tokio::sync::Mutex<()>,
     state: Mutex<FileState>,
 }
-
-/// The pause before the first try again.
-pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(500);
 
 impl File {
     fn new(ino: Ino, body: Body, base: Option<Base>, times: Times, charge: Option<Charge>) -> Arc<Self> {
         let now = Instant::now();
         Arc::new(Self {
             ino,
-            upload: tokio::sync::Mutex::new(()),
             state: Mutex::new(FileState {
                 body,
                 base,
                 version: 0,
-                saved: 0,
+                kept: 0,
+                seq: 0,
+                held: None,
                 times,
                 opens: 0,
                 pinned: None,
                 attachment: Attachment::Linked,
                 charge,
-                theirs: None,
-                dirty_since: None,
+                unsaved_since: None,
                 touched: now,
-                retry: (now, FIRST_RETRY),
             }),
         })
     }
@@ -129,7 +126,18 @@ impl File {
         Self::new(ino, Body::Stored, Some(base), times, None)
     }
 
-    /// A file just created: empty, and dirty unless it is local-only.
+    /// A file that the journal has and S3 has not, or not in this version (`base`).
+    pub(crate) fn held(ino: Ino, held: Arc<Held>, base: Option<Base>, times: Times, seq: u64) -> Arc<Self> {
+        let file = Self::new(ino, Body::Held(held.clone()), base, times, None);
+        {
+            let mut state = file.state();
+            state.held = Some(held);
+            state.seq = seq;
+        }
+        file
+    }
+
+    /// A file just created: empty, and unsaved unless it is local-only.
     pub(crate) fn created(ino: Ino, charge: Option<Charge>) -> Arc<Self> {
         let file = Self::new(
             ino,
@@ -152,6 +160,7 @@ impl FileState {
     pub(crate) fn size(&self) -> u64 {
         match &self.body {
             Body::Draft(draft) => draft.len(),
+            Body::Held(held) => held.len(),
             Body::Stored => self.base.as_ref().map_or(0, |base| base.size),
         }
     }
@@ -160,47 +169,84 @@ impl FileState {
         self.charge.is_some()
     }
 
-    /// Whether S3 lacks something that was written.
-    pub(crate) fn is_dirty(&self) -> bool {
-        self.version != self.saved && !self.is_local() && self.attachment != Attachment::Unlinked
+    /// Whether something was written that the journal was not given.
+    pub(crate) fn is_unsaved(&self) -> bool {
+        self.version != self.kept && !self.is_local() && self.attachment != Attachment::Unlinked
+    }
+
+    /// What S3 has at `key`, as far as this file knows.
+    pub(crate) fn remote(&self, key: &str) -> Option<String> {
+        let base = self.base.as_ref().filter(|base| base.key == key);
+        base.map(|base| base.etag.clone())
     }
 
     /// The content is another now.
     pub(crate) fn changed(&mut self) {
         self.version += 1;
         self.touched = Instant::now();
-        if self.dirty_since.is_none() {
-            self.dirty_since = Some(SystemTime::now());
+        if self.unsaved_since.is_none() {
+            self.unsaved_since = Some(SystemTime::now());
         }
     }
 
-    /// S3 acknowledged `version` as `base`.
-    pub(crate) fn acknowledged(&mut self, version: u64, base: Base) {
+    /// The journal has `version`, as `held`, with batch `seq`.
+    pub(crate) fn journaled(&mut self, version: u64, held: Option<Arc<Held>>, seq: u64) {
+        self.kept = version;
+        self.seq = seq;
+        self.held = held;
+        self.charge = None;
+        if self.version == version {
+            self.unsaved_since = None;
+        }
+    }
+
+    /// S3 has `held` as `base`.
+    pub(crate) fn stored_as(&mut self, held: &Arc<Held>, base: Base) {
+        let same = |mine: &Arc<Held>| Arc::ptr_eq(mine, held);
+        if self.held.as_ref().is_some_and(same) {
+            self.held = None;
+        }
+        if matches!(&self.body, Body::Held(mine) if same(mine)) {
+            self.body = Body::Stored;
+        }
         self.base = Some(base);
-        self.saved = version;
-        self.retry = (Instant::now(), FIRST_RETRY);
-        if self.saved == self.version {
-            self.dirty_since = None;
+    }
+
+    /// Nobody has it open any more: what was held for descriptors is let go.
+    pub(crate) fn settle(&mut self) {
+        self.pinned = None;
+        if self.version != self.kept || self.is_local() {
+            return;
+        }
+        match &self.held {
+            Some(held) => self.body = Body::Held(held.clone()),
+            None if self.base.is_some() => self.body = Body::Stored,
+            None => {}
         }
     }
 
-    /// Makes the content a draft if that needs no request; `false`: fetch it first ([`crate::core::Core::bring_here`]).
+    /// Makes the content a draft of its own if that is quick; `false`: [`crate::core::Core::bring_here`] does it.
     pub(crate) fn make_draft(&mut self) -> bool {
-        if matches!(self.body, Body::Draft(_)) {
-            return true;
-        }
-        if self.size() == 0 {
-            self.body = Body::Draft(Draft::empty());
-        } else if let Some(bytes) = self.pinned.take() {
-            self.body = Body::Draft(Draft::from_bytes(&bytes));
-        } else {
-            return false;
-        }
+        let bytes = match &self.body {
+            Body::Draft(draft) => return !draft.is_shared(),
+            Body::Held(held) if held.len() <= SPILL => match held.read(0, held.len() as usize) {
+                Ok(bytes) => bytes,
+                // Whoever fetches it meets the error again, and can tell it.
+                Err(_) => return false,
+            },
+            Body::Stored if self.size() == 0 => Bytes::new(),
+            Body::Stored => match self.pinned.take() {
+                Some(bytes) => bytes,
+                None => return false,
+            },
+            Body::Held(_) => return false,
+        };
+        self.body = Body::Draft(Draft::from_bytes(&bytes));
         true
     }
 
     /// Writes into the draft. Call [`FileState::make_draft`] first.
-    pub(crate) fn write(&mut self, offset: u64, data: &[u8], spill: &Path) -> Result<(), Errno> {
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8], journal: &Journal) -> Result<(), Errno> {
         let end = offset
             .checked_add(data.len() as u64)
             .filter(|end| *end <= MAX_FILE)
@@ -211,19 +257,19 @@ impl FileState {
         if let Some(charge) = &mut self.charge {
             charge.set(end.max(draft.len()))?;
         }
-        let spill = self.charge.is_none().then_some(spill);
-        draft.write(offset, data, spill).map_err(Errno::from)?;
+        let journal = self.charge.is_none().then_some(journal);
+        draft.write(offset, data, journal).map_err(Errno::from)?;
         self.times.changed_now();
         self.changed();
         Ok(())
     }
 
     /// Cuts or lengthens. Call [`FileState::make_draft`] first, unless `size` is 0.
-    pub(crate) fn resize(&mut self, size: u64, spill: &Path) -> Result<(), Errno> {
+    pub(crate) fn resize(&mut self, size: u64, journal: &Journal) -> Result<(), Errno> {
         if size > MAX_FILE {
             return Err(Errno::EFBIG);
         }
-        if size == 0 && !matches!(&self.body, Body::Draft(Draft::Spilled(..))) {
+        if size == 0 {
             self.body = Body::Draft(Draft::empty());
             self.pinned = None;
         }
@@ -233,17 +279,18 @@ impl FileState {
         if let Some(charge) = &mut self.charge {
             charge.set(size)?;
         }
-        let spill = self.charge.is_none().then_some(spill);
-        draft.resize(size, spill).map_err(Errno::from)?;
+        let journal = self.charge.is_none().then_some(journal);
+        draft.resize(size, journal).map_err(Errno::from)?;
         self.times.changed_now();
         self.changed();
         Ok(())
     }
 
-    /// The draft's present state; `None` if the content is in S3.
-    pub(crate) fn snapshot(&self) -> Option<Snapshot> {
-        match &self.body {
+    /// The content as it is, if it is here; a large draft is shared from then on and copied before the next write.
+    pub(crate) fn snapshot(&mut self) -> Option<Snapshot> {
+        match &mut self.body {
             Body::Draft(draft) => Some(draft.snapshot()),
+            Body::Held(held) => Some(Snapshot::Held(held.clone())),
             Body::Stored => None,
         }
     }

@@ -17,6 +17,7 @@ use crate::{
     answer::{BerthFs, GENERATION, done, entry_reply, opened, perm},
     core::{OpenDir, Opened},
     ops::Changes,
+    rename::Missing,
     tree::{Node, check_name},
 };
 
@@ -96,44 +97,32 @@ impl Filesystem for BerthFs {
             mtime,
         };
         let give = move |reply: ReplyAttr, attr: FileAttr| reply.attr(&ttl, &attr);
-        // The usual ones, on a file being written, need no S3.
+        // Nearly all need no S3.
         let resized = match size {
             None => Ok(Some(())),
             Some(_) if fh.is_none() => Ok(None),
             Some(size) => self.tree().file(ino.0).and_then(|file| core.truncate_here(&file, size)),
         };
         match resized {
-            Err(errno) => return reply.error(errno),
-            Ok(Some(())) => match core.set_attributes(ino.0, changes) {
-                Err(errno) => return reply.error(errno),
-                Ok(None) => return Self::now(reply, self.tree().attr(ino.0), give),
-                Ok(Some(app)) => {
-                    return self.later(
-                        reply,
-                        async move {
-                            core.index.commit(&core, &app).await?;
-                            core.tree.lock().attr(ino.0)
-                        },
-                        give,
-                    );
-                }
-            },
-            Ok(None) => {}
+            Err(errno) => reply.error(errno),
+            Ok(Some(())) => {
+                let done = core.set_attributes(ino.0, changes);
+                let attr = done.and_then(|()| core.tree.lock().attr(ino.0));
+                Self::now(reply, attr, give);
+            }
+            Ok(None) => self.later(
+                reply,
+                async move {
+                    let file = core.tree.lock().file(ino.0)?;
+                    if let Some(size) = size {
+                        core.truncate(&file, size, fh.is_some()).await?;
+                    }
+                    core.set_attributes(ino.0, changes)?;
+                    core.tree.lock().attr(ino.0)
+                },
+                give,
+            ),
         }
-        self.later(
-            reply,
-            async move {
-                let file = core.tree.lock().file(ino.0)?;
-                if let Some(size) = size {
-                    core.truncate(&file, size, fh.is_some()).await?;
-                }
-                if let Some(app) = core.set_attributes(ino.0, changes)? {
-                    core.index.commit(&core, &app).await?;
-                }
-                core.tree.lock().attr(ino.0)
-            },
-            give,
-        );
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -174,56 +163,30 @@ impl Filesystem for BerthFs {
     }
 
     fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let name = match check_name(name) {
-            Ok(name) => name.to_owned(),
-            Err(errno) => return reply.error(errno),
-        };
-        let core = self.core.clone();
-        self.later(
-            reply,
-            async move { core.mkdir(parent.0, &name, perm(mode)).await },
-            entry_reply(self.ttl),
-        );
+        let made = check_name(name).and_then(|name| self.core.mkdir(parent.0, name, perm(mode)));
+        Self::now(reply, made, entry_reply(self.ttl));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Ok(name) = check_name(name).map(str::to_owned) else {
-            return reply.error(Errno::ENOENT);
-        };
-        match self.core.unlink_here(parent.0, &name) {
-            Err(errno) => reply.error(errno),
-            Ok(None) => reply.ok(),
-            Ok(Some(file)) => {
-                let core = self.core.clone();
-                self.later(
-                    reply,
-                    async move { core.unlink_stored(parent.0, &name, &file).await },
-                    done,
-                );
-            }
-        }
+        let removed = check_name(name)
+            .map_err(|_| Errno::ENOENT)
+            .and_then(|name| self.core.unlink(parent.0, name));
+        Self::now(reply, removed, done);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Ok(name) = check_name(name).map(str::to_owned) else {
-            return reply.error(Errno::ENOENT);
-        };
-        let core = self.core.clone();
-        self.later(reply, async move { core.rmdir(parent.0, &name).await }, done);
+        let removed = check_name(name)
+            .map_err(|_| Errno::ENOENT)
+            .and_then(|name| self.core.rmdir(parent.0, name));
+        Self::now(reply, removed, done);
     }
 
     fn symlink(&self, _req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let (name, target) = match (check_name(link_name), target.to_str()) {
-            (Ok(name), Some(target)) => (name.to_owned(), target.to_owned()),
-            (Err(errno), _) => return reply.error(errno),
-            (_, None) => return reply.error(Errno::EILSEQ),
-        };
-        let core = self.core.clone();
-        self.later(
-            reply,
-            async move { core.symlink(parent.0, &name, &target).await },
-            entry_reply(self.ttl),
-        );
+        let made = check_name(link_name).and_then(|name| {
+            let target = target.to_str().ok_or(Errno::EILSEQ)?;
+            self.core.symlink(parent.0, name, target)
+        });
+        Self::now(reply, made, entry_reply(self.ttl));
     }
 
     fn rename(
@@ -240,12 +203,21 @@ impl Filesystem for BerthFs {
             (Ok(name), Ok(new_name)) => (name.to_owned(), new_name.to_owned()),
             (Err(errno), _) | (_, Err(errno)) => return reply.error(errno),
         };
-        let core = self.core.clone();
-        self.later(
-            reply,
-            async move { core.rename(parent.0, &name, newparent.0, &new_name, flags).await },
-            done,
-        );
+        match self
+            .core
+            .rename_here((parent.0, &name), (newparent.0, &new_name), flags)
+        {
+            Err(errno) => reply.error(errno),
+            Ok(Missing::Nothing) => reply.ok(),
+            Ok(Missing::Content(_)) => {
+                let core = self.core.clone();
+                self.later(
+                    reply,
+                    async move { core.rename((parent.0, &name), (newparent.0, &new_name), flags).await },
+                    done,
+                );
+            }
+        }
     }
 
     fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
@@ -340,10 +312,13 @@ impl Filesystem for BerthFs {
 
     fn flush(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
         let core = self.core.clone();
-        match core.handle_file(fh.0) {
+        let saved = core
+            .handle_file(fh.0)
+            .and_then(|file| Ok((core.save_here(&file)?, file)));
+        match saved {
             Err(errno) => reply.error(errno),
-            Ok(file) if !file.state().is_dirty() => reply.ok(),
-            Ok(file) => self.later(reply, async move { core.uploader.save(&core, &file).await }, done),
+            Ok((Some(()), _)) => reply.ok(),
+            Ok((None, file)) => self.later(reply, async move { core.save(&file).await }, done),
         }
     }
 
@@ -363,20 +338,9 @@ impl Filesystem for BerthFs {
         reply.ok();
     }
 
-    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let core = self.core.clone();
-        let file = match core.handle_file(fh.0) {
-            Ok(file) => file,
-            Err(errno) => return reply.error(errno),
-        };
-        self.later(
-            reply,
-            async move {
-                core.uploader.save(&core, &file).await?;
-                core.sync_index(ino.0).await
-            },
-            done,
-        );
+    fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // Attributes set before are in the journal's order before it.
+        self.flush(req, ino, fh, LockOwner(0), reply);
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -433,8 +397,8 @@ impl Filesystem for BerthFs {
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let core = self.core.clone();
-        self.later(reply, async move { core.sync_index(ino.0).await }, done);
+        // Names are in the journal before each answer; attributes may wait for this.
+        Self::now(reply, self.core.sync_folder(ino.0), done);
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

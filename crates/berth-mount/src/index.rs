@@ -3,9 +3,10 @@
 //! The index is never kept up by hand: it is worked out from the tree whenever it is written, so it cannot drift. It holds
 //! exceptions alone: other bits than 0644 and 0755, times that somebody set, symlinks, folders with nothing in them.
 //!
-//! Writes are grouped. Who must be sure (`mkdir`, `symlink`, `chmod`, `fsync`) calls [`IndexWriter::commit`] and waits for a
-//! write that began after the change; all who wait at the same time share one. Others only mark the index as changed and
-//! the background writes it [`DEBOUNCE`] later.
+//! What a change means for the index is in the journal, path by path, before the change is answered; so writes are grouped,
+//! in the background, [`DEBOUNCE`] after the first change. Who must wait for S3 calls [`IndexWriter::commit`]; all who wait at
+//! the same time share one write. Each write says which index it replaces: one that somebody else wrote is read first, and
+//! what it says about paths that were not changed here is kept.
 
 use std::{
     collections::HashMap,
@@ -23,6 +24,7 @@ use parking_lot::Mutex;
 
 use crate::{
     core::Core,
+    crash,
     tree::{DIR_PERM, FILE_PERM, Ino, Node, ROOT, Tree},
 };
 
@@ -74,12 +76,6 @@ impl IndexWriter {
         self.wake.notify_one();
     }
 
-    /// Whether the stored index may be behind.
-    pub(crate) fn is_behind(&self, app: &str) -> bool {
-        let app = self.app(app);
-        app.committed.load(Ordering::Relaxed) < app.wanted.load(Ordering::Relaxed)
-    }
-
     /// Reads the index as S3 has it now and makes the tree say so, unless it is the one we wrote or read last. No index of
     /// this workspace is written meanwhile, so an echo of an older one of ours can never undo a newer.
     pub(crate) async fn read(&self, core: &Core, app: &str) -> Result<(), StoreError> {
@@ -116,19 +112,38 @@ impl IndexWriter {
     pub(crate) async fn commit(&self, core: &Core, app: &str) -> Result<(), Errno> {
         let state = self.app(app);
         let target = state.wanted.load(Ordering::Relaxed);
-        if state.committed.load(Ordering::Relaxed) >= target {
-            return Ok(());
+        // More than once only if others write the same index all the time.
+        for _ in 0..5 {
+            if state.committed.load(Ordering::Relaxed) >= target {
+                return Ok(());
+            }
+            let refused = {
+                let mut written = state.turn.lock().await;
+                self.write(core, app, &state, &mut written).await?
+            };
+            if refused {
+                self.read(core, app).await.map_err(|e| {
+                    core.failed("cannot read the index that was changed elsewhere", &index::key(app), &e)
+                })?;
+            }
         }
-        let mut written = state.turn.lock().await;
-        if state.committed.load(Ordering::Relaxed) >= target {
-            return Ok(());
-        }
-        let now = state.wanted.load(Ordering::Relaxed);
-        let derived = derive(&core.tree.lock(), app);
+        Err(Errno::EIO)
+    }
+
+    /// Writes the index as it should be now; `true` if S3 has another one than we know.
+    async fn write(&self, core: &Core, app: &str, state: &AppIndex, written: &mut Written) -> Result<bool, Errno> {
+        let (now, derived, mark) = {
+            let mut tree = core.tree.lock();
+            let now = state.wanted.load(Ordering::Relaxed);
+            let derived = derive(&tree, app);
+            if let Some(ino) = derived.needs_marker {
+                let mut steps = Vec::new();
+                core.marker_step(&mut tree, ino, app, &mut steps);
+                core.enter(&tree, steps, &[]);
+            }
+            (now, derived, core.intents.meta_mark())
+        };
         let key = index::key(app);
-        if let Some(ino) = derived.needs_marker {
-            put_marker(core, ino, app).await?;
-        }
         let bytes = derived
             .index
             .filter(|index| !index.entries.is_empty())
@@ -141,16 +156,27 @@ impl IndexWriter {
                 );
                 return Err(Errno::EROFS);
             }
-            core.wrote(&key);
-            let result = match &bytes {
-                Some(bytes) => core
-                    .store
-                    .put(&key, bytes.clone().into(), Precondition::None)
-                    .await
-                    .map(|info| Some(info.etag)),
-                None => core.store.delete(&key).await.map(|()| None),
+            crash::point("sync.index.before");
+            let result = match (&bytes, &written.etag) {
+                (Some(bytes), known) => {
+                    let pre = known.clone().map_or(Precondition::Absent, Precondition::Matches);
+                    let put = core.store.put(&key, bytes.clone().into(), pre).await;
+                    put.map(|info| Some(info.etag))
+                }
+                (None, Some(known)) => core.store.delete_if(&key, known).await.map(|()| None),
+                (None, None) => Ok(None),
             };
-            written.etag = result.map_err(|e| core.failed("cannot write the index; tried again", &key, &e))?;
+            crash::point("sync.index.after");
+            written.etag = match result {
+                Ok(etag) => etag,
+                Err(e) if e.is_conflict() || e.is_no_such_key() => {
+                    // Unknown again: what is there is read, and if nothing is, nothing is expected.
+                    written.etag = None;
+                    written.bytes = None;
+                    return Ok(true);
+                }
+                Err(e) => return Err(core.failed("cannot write the index; tried again", &key, &e)),
+            };
             written.bytes = bytes;
         }
         let mut tree = core.tree.lock();
@@ -160,8 +186,15 @@ impl IndexWriter {
             }
         }
         drop(tree);
-        state.committed.store(now, Ordering::Relaxed);
-        Ok(())
+        core.intents.metas_written(app, mark);
+        state.committed.fetch_max(now, Ordering::Relaxed);
+        Ok(false)
+    }
+
+    /// Whether the stored index may be behind.
+    fn is_behind(&self, app: &str) -> bool {
+        let app = self.app(app);
+        app.committed.load(Ordering::Relaxed) < app.wanted.load(Ordering::Relaxed)
     }
 
     /// Writes all indexes that are behind; the number of those that could not be written.
@@ -190,20 +223,6 @@ impl IndexWriter {
             tokio::time::sleep(pause).await;
         }
     }
-}
-
-/// Stores the marker object `NAME/`, so that every S3 tool sees the folder.
-pub(crate) async fn put_marker(core: &Core, ino: Ino, key: &str) -> Result<(), Errno> {
-    let marker = format!("{key}/");
-    core.wrote(&marker);
-    core.store
-        .put(&marker, bytes::Bytes::new(), Precondition::None)
-        .await
-        .map_err(|e| core.failed("cannot make the folder", &marker, &e))?;
-    if let Ok(dir) = core.tree.lock().dir_mut(ino) {
-        dir.marker = true;
-    }
-    Ok(())
 }
 
 fn derive(tree: &Tree, app: &str) -> Derived {

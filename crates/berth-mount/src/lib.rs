@@ -3,15 +3,17 @@
 //!
 //! ```text
 //!   programs ── kernel ── fs.rs ── core.rs ──┬── tree.rs      every name, in memory
-//!                 ▲                          ├── file.rs      a file: stored, or a draft (draft.rs)
-//!                 │ kernel.rs                ├── upload.rs    draft → S3; the point where a save is acknowledged
+//!                 ▲                          ├── file.rs      a file: stored, held by the journal, or a draft (draft.rs)
+//!                 │                          ├── save.rs      the point where a save is acknowledged ──▶ journal/
+//!                 │ kernel.rs                ├── pending/     what S3 does not have yet ──▶ sync.rs ──▶ S3
 //!                 │ (forget this)            ├── index.rs     what objects cannot say: bits, times, links
 //!                 └──────────── remote.rs ◀──┤ cache.rs       S3 → here, by ETag
 //!                              change feed   └── local.rs     what never goes to S3
 //! ```
 //! - Names are all in memory, from one LIST at start and the change feed after it; only contents are fetched.
-//! - `close` and `fsync` return when S3 has what was written. A save that S3 does not take is `EIO`, and is kept and tried
-//!   again. Nothing that S3 holds is overwritten unseen: every PUT says which version it replaces.
+//! - `close`, `fsync` and every change of a name return when the journal has it on disk. From there it goes to S3 at once,
+//!   and as often as it takes; a process that dies leaves the rest to the next one (replay.rs). Nothing that S3 holds is
+//!   overwritten unseen: every request says which version it replaces.
 //! - Objects are files, 1:1, so that every S3 tool can use the bucket; the few things an object cannot say are in one index
 //!   object per workspace.
 //! - Paths that are excluded, and editors' temporary files, live in memory only, within a bound.
@@ -31,12 +33,16 @@ mod kernel;
 mod local;
 mod mount;
 mod ops;
+mod pending;
 mod remote;
 mod rename;
+mod replay;
+mod save;
+mod sync;
 mod tree;
-mod upload;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::PathBuf,
     time::{Duration, SystemTime},
@@ -61,12 +67,44 @@ pub struct MountConfig {
     /// How long the kernel may believe names and attributes without asking. Changes of the bucket that Berth hears of are
     /// shown at once whatever this is.
     pub dir_ttl: Duration,
-    /// Folder for cached contents and for large files being written. One mount's alone.
+    /// Folder for cached contents. One mount's alone.
     pub cache_dir: PathBuf,
+    /// Folder of the journal: what was saved and is not yet in S3. On a disk, and one bucket's alone.
+    pub journal_dir: PathBuf,
+    /// The most bytes the journal may take on disk. When it is full, saves wait for S3, and fail with `ENOSPC` in the end.
+    pub journal_max: u64,
+    /// What `close` and `fsync` wait for.
+    pub sync: Sync,
+    /// The same for single workspaces, by name.
+    pub sync_of: BTreeMap<String, Sync>,
+    /// How long the end of the mount waits for S3.
+    pub drain_timeout: Duration,
     /// Owner of every file shown.
     pub uid: u32,
     /// Group of every file shown.
     pub gid: u32,
+}
+
+/// What `close` and `fsync` wait for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sync {
+    /// The journal on this host's disk; S3 gets it a moment later.
+    #[default]
+    Journal,
+    /// S3.
+    Remote,
+}
+
+impl MountConfig {
+    pub(crate) fn sync_of(&self, workspace: &str) -> Sync {
+        self.sync_of.get(workspace).copied().unwrap_or(self.sync)
+    }
+
+    /// Whether any save waits for S3.
+    pub(crate) fn waits_for_s3(&self) -> bool {
+        self.sync == Sync::Remote || self.sync_of.values().any(|sync| *sync == Sync::Remote)
+    }
 }
 
 /// What the local-only files (never in S3) hold at this moment.
@@ -87,6 +125,21 @@ pub struct Pending {
     pub bytes: u64,
     /// When the longest-waiting of them was first written.
     pub oldest: Option<SystemTime>,
+}
+
+/// The journal of saves, for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct JournalUsage {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Bytes it takes on disk, spare room included.
+    pub disk: u64,
+    /// Bytes of content that S3 does not have yet.
+    pub live: u64,
+    /// The most it may take on disk, bytes.
+    pub max: u64,
+    /// What was found damaged when it was opened; the rest was recovered.
+    pub damaged: Vec<String>,
 }
 
 /// Why the bucket could not be mounted or unmounted.
@@ -155,12 +208,13 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
-    /// The mount is gone and S3 lacks something that was written.
-    #[error("{files} files and {indexes} indexes could not be saved to S3 before the mount ended; the log names them")]
+    /// The journal cannot be used.
+    #[error("cannot use the journal of saves")]
+    Journal(#[from] journal::JournalError),
+    /// The mount is gone and something that was written and not closed is lost.
+    #[error("{files} files that were still open could not be saved before the mount ended; the log says why")]
     Unsaved {
         /// Files.
         files: usize,
-        /// Index objects.
-        indexes: usize,
     },
 }

@@ -23,13 +23,13 @@ use nix::{
 };
 
 use crate::{
-    LocalUsage, MountConfig, MountError, Pending,
+    JournalUsage, LocalUsage, MountConfig, MountError, Pending,
     answer::BerthFs,
     cache::Contents,
     core::Core,
     index::IndexWriter,
+    journal::Journal,
     kernel::{self, KernelNotices, Notice},
-    upload::Uploader,
 };
 
 const DEVICE: &str = "/dev/fuse";
@@ -69,14 +69,15 @@ impl Mount {
             path: cfg.cache_dir.clone(),
             source,
         };
-        let spill = cfg.cache_dir.join("drafts");
-        std::fs::create_dir_all(&spill).map_err(folder)?;
         let contents = Contents::open(&cfg.cache_dir, cfg.cache_max).map_err(folder)?;
         // Listen before listing: what changes between the two is seen twice rather than never.
         let feed = store.changes();
         let (notices, receiver) = KernelNotices::channel();
-        let core = Core::new(cfg, store, contents, spill, notices);
+        let (journal, left) = Journal::open(&cfg.journal_dir, cfg.journal_max)?;
+        let core = Core::new(cfg, store, contents, journal, notices);
+        let restored = core.intents.recover(left);
         core.load().await.map_err(MountError::List)?;
+        core.lay_over(restored);
 
         let served = core.clone();
         let started = tokio::task::spawn_blocking(move || serve(served, &mountpoint, device, receiver));
@@ -86,7 +87,8 @@ impl Mount {
             })
         })?;
         let tasks = vec![
-            tokio::spawn(Uploader::tend(core.clone())),
+            tokio::spawn(core.clone().tend()),
+            tokio::spawn(core.clone().sync()),
             tokio::spawn(IndexWriter::tend(core.clone())),
             tokio::spawn(core.clone().follow(feed)),
         ];
@@ -103,22 +105,27 @@ impl Mount {
         })
     }
 
-    /// Uploads what is pending, unmounts, ends the threads.
+    /// Waits until S3 has everything, at most for [`MountConfig::drain_timeout`], unmounts, ends the threads. What S3 has not
+    /// taken then stays in the journal, for the next start.
     ///
     /// # Errors
-    /// [`MountError::Unsaved`] when S3 did not take everything; the mount is gone all the same.
-    pub async fn shutdown(mut self) -> Result<(), MountError> {
+    /// [`MountError::Unsaved`] when even the journal could not take everything; the mount is gone all the same.
+    pub async fn shutdown(mut self) -> Result<Pending, MountError> {
+        let since = Instant::now();
+        let limit = self.core.cfg.drain_timeout;
         // Twice: the first while programs can still write, the second for what they wrote until the mount was gone.
-        self.core.uploader.drain(&self.core).await;
-        self.core.index.commit_all(&self.core).await;
-        let Some(live) = self.live.take() else { return Ok(()) };
+        self.core.drain(limit).await;
+        let Some(live) = self.live.take() else {
+            return Ok(Pending::default());
+        };
         let mountpoint = live.mountpoint.clone();
         let blocking = tokio::task::spawn_blocking(move || unmount(&mountpoint));
         let unmounted = blocking
             .await
             .unwrap_or_else(|panic| Err(io::Error::other(panic.to_string())));
-        let files = self.core.uploader.drain(&self.core).await;
-        let indexes = self.core.index.commit_all(&self.core).await;
+        let rest = limit.saturating_sub(since.elapsed()).max(Duration::from_millis(500));
+        let unsent = self.core.drain(rest).await;
+        let pending = self.pending();
         self.core.ended.store(true, Ordering::Relaxed);
         self.core.kernel.send(Notice::Stop);
         let mountpoint = live.mountpoint.clone();
@@ -126,14 +133,41 @@ impl Mount {
         if let Err(panic) = ended.await {
             tracing::warn!(%panic, "a thread of the mount did not end well");
         }
+        self.core.intents.journal.close();
         unmounted.map_err(|source| MountError::Unmount {
             path: mountpoint,
             source,
         })?;
-        if files + indexes > 0 {
-            return Err(MountError::Unsaved { files, indexes });
+        if unsent.in_journal > 0 {
+            tracing::warn!(
+                changes = pending.count,
+                bytes = pending.bytes,
+                "not yet in S3; kept in the journal for the next start"
+            );
         }
-        Ok(())
+        if unsent.unsaved > 0 {
+            return Err(MountError::Unsaved { files: unsent.unsaved });
+        }
+        Ok(pending)
+    }
+
+    /// How much the journal holds.
+    #[must_use]
+    pub fn journal(&self) -> JournalUsage {
+        let journal = &self.core.intents.journal;
+        let usage = journal.usage();
+        JournalUsage {
+            dir: self.core.cfg.journal_dir.clone(),
+            disk: usage.disk,
+            live: usage.live_bytes,
+            max: usage.max,
+            damaged: journal.damage().iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// Returns when S3 has all that was acknowledged before the call. Dropped half-way, nothing is lost.
+    pub async fn settled(&self) {
+        self.core.intents.wait_settled().await;
     }
 
     /// What local-only files hold.
@@ -145,7 +179,9 @@ impl Mount {
     /// What is written and not yet in S3.
     #[must_use]
     pub fn pending(&self) -> Pending {
-        self.core.uploader.pending()
+        let mut pending = self.core.intents.pending();
+        self.core.unsaved.count(&mut pending);
+        pending
     }
 }
 

@@ -1,19 +1,31 @@
 //! Making, changing and removing names.
 //!
+//! Each change is made in the tree and entered in the journal under one lock; it is answered when the journal has it on disk.
+//! None waits for S3. Room in the journal is asked for first, so that nothing has to be taken back.
+//!
 //! Owners are not kept: every file belongs to the configured user, and `chown` succeeds without effect, so that `cp -a`,
 //! `rsync -a` and `tar x` work as root. Hard links do not exist (`EPERM`: a bucket has none, and git and npm fall back).
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use bytes::Bytes;
 use fuser::{Errno, FileAttr, FileType, TimeOrNow};
 
 use crate::{
     core::{Core, Opened, Shape},
-    file::{Attachment, Body, File},
-    index::{entry_of, put_marker},
+    file::{Attachment, File},
+    index::entry_of,
+    journal::Content,
+    pending::Step,
     remote::refuse_hidden,
-    tree::{DIR_PERM, Dir, FILE_PERM, Ino, Look, Node, ROOT, Times, Tree},
+    tree::{Dir, FILE_PERM, Ino, Look, Node, ROOT, Times, Tree},
 };
+
+/// What a change of names may need in the journal.
+pub(crate) const SMALL: u64 = 8 << 10;
 
 /// What `setattr` may change.
 #[derive(Debug, Default, Clone, Copy)]
@@ -63,20 +75,15 @@ impl Core {
         let charge = if local { Some(self.budget.open()?) } else { None };
         let ino = tree.number();
         let file = File::created(ino, charge);
-        tree.insert(
-            ino,
-            parent,
-            name,
-            Look {
-                local,
-                perm,
-                times: Times::at(SystemTime::now()),
-            },
-            Node::File(file.clone()),
-        )?;
+        let look = Look {
+            local,
+            perm,
+            times: Times::at(SystemTime::now()),
+        };
+        tree.insert(ino, parent, name, look, Node::File(file.clone()))?;
         self.dir_changed(tree, parent);
         if !local {
-            self.uploader.enlist(&file);
+            self.unsaved.add(&file);
             if perm != FILE_PERM {
                 self.touch_index(tree, ino);
             }
@@ -93,7 +100,7 @@ impl Core {
         Ok((attr, self.open_handle(Opened::File(file))))
     }
 
-    /// `mknod` of a plain file (stored before the answer, since no close will come), or of a FIFO or socket in a local path.
+    /// `mknod` of a plain file (saved before the answer, since no close will come), or of a FIFO or socket in a local path.
     pub(crate) async fn mknod(
         self: &Arc<Self>,
         parent: Ino,
@@ -103,7 +110,7 @@ impl Core {
     ) -> Result<FileAttr, Errno> {
         if kind == FileType::RegularFile {
             let file = self.create_file(&mut self.tree.lock(), parent, name, perm)?;
-            self.uploader.save(self, &file).await?;
+            self.save(&file).await?;
             return self.entry(&mut self.tree.lock(), file.ino);
         }
         let mut tree = self.tree.lock();
@@ -112,70 +119,92 @@ impl Core {
             return Err(Errno::EPERM);
         }
         let ino = tree.number();
-        tree.insert(
-            ino,
-            parent,
-            name,
-            Look {
-                local: true,
-                perm,
-                times: Times::at(SystemTime::now()),
-            },
-            Node::Special(kind),
-        )?;
+        let look = Look {
+            local: true,
+            perm,
+            times: Times::at(SystemTime::now()),
+        };
+        tree.insert(ino, parent, name, look, Node::Special(kind))?;
         self.dir_changed(&mut tree, parent);
         self.entry(&mut tree, ino)
     }
 
-    /// Makes a folder; returns when the bucket knows of it.
-    pub(crate) async fn mkdir(self: &Arc<Self>, parent: Ino, name: &str, perm: u16) -> Result<FileAttr, Errno> {
-        let _no_folder_moves = self.moves.read().await;
-        let (ino, key, local) = {
-            let mut tree = self.tree.lock();
-            let (key, local) = self.new_name(&tree, parent, name, Shape::Dir)?;
-            let ino = tree.number();
-            tree.insert(
-                ino,
-                parent,
-                name,
-                Look {
-                    local,
-                    perm,
-                    times: Times::at(SystemTime::now()),
-                },
-                Node::Dir(Dir::default()),
-            )?;
-            self.dir_changed(&mut tree, parent);
-            (ino, key, local)
-        };
-        if !local {
-            let stored = if parent == ROOT {
-                put_marker(self, ino, &key).await
-            } else {
-                self.commit_index(ino).await
-            };
-            if let Err(errno) = stored {
-                self.tree.lock().detach(ino, Attachment::Unlinked);
-                return Err(errno);
-            }
-            if parent == ROOT && perm != DIR_PERM {
-                self.touch_index(&self.tree.lock(), ino);
-            }
-        }
-        self.entry(&mut self.tree.lock(), ino)
+    /// Makes a folder.
+    pub(crate) fn mkdir(&self, parent: Ino, name: &str, perm: u16) -> Result<FileAttr, Errno> {
+        self.make_indexed(parent, name, perm, Node::Dir(Dir::default()))
     }
 
-    /// Marks the index of `ino`'s workspace as changed and waits until S3 has it.
-    pub(crate) async fn commit_index(&self, ino: Ino) -> Result<(), Errno> {
-        let app = self.touch_index(&self.tree.lock(), ino);
-        match app {
-            Some(app) => self.index.commit(self, &app).await,
-            None => Ok(()),
+    /// Makes a symlink. Not at the top: there is no index there.
+    pub(crate) fn symlink(&self, parent: Ino, name: &str, target: &str) -> Result<FileAttr, Errno> {
+        self.make_indexed(parent, name, 0o777, Node::Symlink(target.to_owned()))
+    }
+
+    /// Makes a folder or a link: what the index (or, at the top, a marker object) says to exist.
+    fn make_indexed(&self, parent: Ino, name: &str, perm: u16, node: Node) -> Result<FileAttr, Errno> {
+        let mut tree = self.tree.lock();
+        let (key, local) = self.new_name(&tree, parent, name, Shape::of(&node))?;
+        let top = parent == ROOT && !local;
+        if top && matches!(node, Node::Symlink(_)) {
+            return Err(Errno::EPERM);
+        }
+        if !local {
+            self.admit(SMALL)?;
+        }
+        let ino = tree.number();
+        let look = Look {
+            local,
+            perm,
+            times: Times::at(SystemTime::now()),
+        };
+        tree.insert(ino, parent, name, look, node)?;
+        self.dir_changed(&mut tree, parent);
+        let mut seq = 0;
+        if !local {
+            let mut steps = Vec::new();
+            if top {
+                self.marker_step(&mut tree, ino, &key, &mut steps);
+            }
+            self.meta_step(&tree, ino, &key, &mut steps);
+            seq = self.enter(&tree, steps, &[]);
+            self.touch_index(&tree, ino);
+        }
+        let attr = self.entry(&mut tree, ino);
+        drop(tree);
+        self.commit(seq)?;
+        attr
+    }
+
+    /// Wants the marker object `NAME/`, by which every S3 tool sees the folder.
+    pub(crate) fn marker_step(&self, tree: &mut Tree, ino: Ino, key: &str, steps: &mut Vec<Step>) {
+        if let Ok(dir) = tree.dir_mut(ino) {
+            dir.marker = true;
+        }
+        steps.push(Step::Put {
+            key: format!("{key}/"),
+            content: Content::Bytes(Bytes::new()),
+            remote: None,
+            mtime_ns: 0,
+            from: None,
+        });
+    }
+
+    /// A folder that lost a name may have nothing left by which S3 would know it.
+    pub(crate) fn emptied(&self, tree: &mut Tree, parent: Ino, steps: &mut Vec<Step>) {
+        let Ok(inode) = tree.get(parent) else { return };
+        let Ok(dir) = inode.as_dir() else { return };
+        if parent == ROOT || inode.local || dir.marker || tree.has_stored_children(dir) {
+            return;
+        }
+        let Ok(key) = tree.key(parent) else { return };
+        if inode.parent == ROOT {
+            self.marker_step(tree, parent, &key, steps);
+        } else {
+            self.meta_step(tree, parent, &key, steps);
         }
     }
 
     /// Waits until S3 has all that the index should say about `ino`'s workspace.
-    pub(crate) async fn sync_index(&self, ino: Ino) -> Result<(), Errno> {
+    pub(crate) async fn sync_index(self: &Arc<Self>, ino: Ino) -> Result<(), Errno> {
         let app = {
             let tree = self.tree.lock();
             tree.key(ino).ok().and_then(|key| self.workspace_of(&tree, &key))
@@ -186,132 +215,89 @@ impl Core {
         }
     }
 
-    /// Makes a symlink; returns when the index has it. Not at the top: there is no index there.
-    pub(crate) async fn symlink(self: &Arc<Self>, parent: Ino, name: &str, target: &str) -> Result<FileAttr, Errno> {
-        let _no_folder_moves = self.moves.read().await;
-        let (ino, local) = {
-            let mut tree = self.tree.lock();
-            let (_, local) = self.new_name(&tree, parent, name, Shape::Symlink)?;
-            if parent == ROOT && !local {
-                return Err(Errno::EPERM);
-            }
-            let ino = tree.number();
-            tree.insert(
-                ino,
-                parent,
-                name,
-                Look {
-                    local,
-                    perm: 0o777,
-                    times: Times::at(SystemTime::now()),
-                },
-                Node::Symlink(target.to_owned()),
-            )?;
-            self.dir_changed(&mut tree, parent);
-            (ino, local)
-        };
-        if !local && let Err(errno) = self.commit_index(ino).await {
-            self.tree.lock().detach(ino, Attachment::Unlinked);
-            return Err(errno);
-        }
-        self.entry(&mut self.tree.lock(), ino)
-    }
-
-    /// Removes a name if that needs no request; gives the file otherwise.
-    pub(crate) fn unlink_here(&self, parent: Ino, name: &str) -> Result<Option<Arc<File>>, Errno> {
+    /// Removes a name.
+    pub(crate) fn unlink(&self, parent: Ino, name: &str) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
         let ino = tree.child(parent, name)?.ok_or(Errno::ENOENT)?;
         let inode = tree.get(ino)?;
-        match &inode.node {
-            Node::Dir(_) => return Err(Errno::EISDIR),
-            Node::File(file) if !inode.local => {
-                let file = file.clone();
-                // An upload on its way, or an object: S3 has to be asked.
-                if file.upload.try_lock().is_err() || file.state().base.is_some() {
-                    return Ok(Some(file));
-                }
-            }
-            _ => {}
+        let (local, file) = (inode.local, inode.file().cloned());
+        if inode.is_dir() {
+            return Err(Errno::EISDIR);
         }
-        let odd = !inode.local && entry_of(&tree, ino).is_some();
-        if odd {
+        let mut steps = Vec::new();
+        if !local {
+            self.admit(SMALL)?;
+            let key = tree.key(ino)?;
+            if let Some(file) = &file {
+                self.keep_for_readers(file);
+                steps.push(Step::Delete {
+                    key: key.clone(),
+                    remote: file.state().remote(&key),
+                    linger: Duration::ZERO,
+                });
+            }
+            self.unindex(&tree, ino, &key, &mut steps);
+        }
+        tree.detach(ino, Attachment::Unlinked);
+        self.dir_changed(&mut tree, parent);
+        if !local {
+            self.emptied(&mut tree, parent, &mut steps);
+        }
+        let seq = self.enter(&tree, steps, &[]);
+        drop(tree);
+        self.commit(seq)
+    }
+
+    /// The index has nothing to say about `key` any more.
+    pub(crate) fn unindex(&self, tree: &Tree, ino: Ino, key: &str, steps: &mut Vec<Step>) {
+        if entry_of(tree, ino).is_some() || self.intents.has_meta(key) {
+            self.touch_index(tree, ino);
+            steps.push(Step::Meta {
+                key: key.to_owned(),
+                entry: None,
+            });
+        }
+    }
+
+    /// Removes an empty folder.
+    pub(crate) fn rmdir(&self, parent: Ino, name: &str) -> Result<(), Errno> {
+        let mut tree = self.tree.lock();
+        let ino = tree.child(parent, name)?.ok_or(Errno::ENOENT)?;
+        let inode = tree.get(ino)?;
+        let dir = inode.as_dir()?;
+        if !dir.children.is_empty() {
+            return Err(Errno::ENOTEMPTY);
+        }
+        let (local, marker) = (inode.local, dir.marker);
+        let mut steps = Vec::new();
+        if !local {
+            self.admit(SMALL)?;
+            let key = tree.key(ino)?;
+            if marker {
+                steps.push(delete_marker(&key));
+            }
+            self.unindex(&tree, ino, &key, &mut steps);
             self.touch_index(&tree, ino);
         }
         tree.detach(ino, Attachment::Unlinked);
         self.dir_changed(&mut tree, parent);
-        Ok(None)
-    }
-
-    /// Removes a stored file, the object first.
-    pub(crate) async fn unlink_stored(
-        self: &Arc<Self>,
-        parent: Ino,
-        name: &str,
-        file: &Arc<File>,
-    ) -> Result<(), Errno> {
-        let _no_folder_moves = self.moves.read().await;
-        let _turn = file.upload.lock().await;
-        self.keep_for_readers(file).await?;
-        let base = file.state().base.clone();
-        if let Some(base) = base {
-            self.wrote(&base.key);
-            self.store
-                .delete(&base.key)
-                .await
-                .map_err(|e| self.failed("cannot remove", &base.key, &e))?;
-            self.wrote(&base.key);
+        if !local {
+            self.emptied(&mut tree, parent, &mut steps);
         }
-        let mut tree = self.tree.lock();
-        if tree.child(parent, name)? == Some(file.ino) {
-            if entry_of(&tree, file.ino).is_some() {
-                self.touch_index(&tree, file.ino);
-            }
-            tree.detach(file.ino, Attachment::Unlinked);
-            self.dir_changed(&mut tree, parent);
-        }
-        Ok(())
+        let seq = self.enter(&tree, steps, &[]);
+        drop(tree);
+        self.commit(seq)
     }
 
-    /// A file whose object goes away must stay readable for those who have it open.
-    pub(crate) async fn keep_for_readers(self: &Arc<Self>, file: &Arc<File>) -> Result<(), Errno> {
-        let open = {
-            let state = file.state();
-            state.opens > 0 && matches!(state.body, Body::Stored)
-        };
-        if open { self.bring_here(file).await } else { Ok(()) }
-    }
-
-    /// Removes an empty folder.
-    pub(crate) async fn rmdir(self: &Arc<Self>, parent: Ino, name: &str) -> Result<(), Errno> {
-        let _no_folder_moves = self.moves.read().await;
-        let (ino, marker) = {
-            let tree = self.tree.lock();
-            let ino = tree.child(parent, name)?.ok_or(Errno::ENOENT)?;
-            let dir = tree.get(ino)?.as_dir()?;
-            if !dir.children.is_empty() {
-                return Err(Errno::ENOTEMPTY);
-            }
-            (ino, dir.marker.then(|| tree.key(ino)).transpose()?)
-        };
-        if let Some(key) = marker {
-            let marker = format!("{key}/");
-            self.wrote(&marker);
-            self.store
-                .delete(&marker)
-                .await
-                .map_err(|e| self.failed("cannot remove", &marker, &e))?;
-        }
-        let mut tree = self.tree.lock();
-        self.touch_index(&tree, ino);
-        tree.detach(ino, Attachment::Unlinked);
-        self.dir_changed(&mut tree, parent);
-        Ok(())
-    }
-
-    /// Bits and times. Gives the workspace whose index must be written before the answer.
-    pub(crate) fn set_attributes(&self, ino: Ino, changes: Changes) -> Result<Option<String>, Errno> {
+    /// Bits and times; returns when the journal has the bits. Times are kept a little later.
+    pub(crate) fn set_attributes(&self, ino: Ino, changes: Changes) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
         let before = entry_of(&tree, ino);
+        let inode = tree.get(ino)?;
+        let stored = !inode.local && inode.linked && ino != ROOT;
+        if stored {
+            self.admit(SMALL)?;
+        }
         let inode = tree.get_mut(ino)?;
         if let Some(perm) = changes.perm {
             inode.perm = perm;
@@ -321,20 +307,29 @@ impl Core {
         match &file {
             Some(file) => {
                 let mut state = file.state();
-                unsaved = state.is_dirty();
+                unsaved = state.is_unsaved();
                 set_times(&mut state.times, changes, unsaved);
             }
             None => set_times(&mut inode.times, changes, false),
         }
-        let (local, linked) = (inode.local, inode.linked);
         let after = entry_of(&tree, ino);
-        if local || !linked || before == after {
-            return Ok(None);
+        if !stored || before == after {
+            return Ok(());
         }
-        let app = self.touch_index(&tree, ino);
-        // The close that saves the file waits for its bits too; times are written a little later.
-        let must_wait = before.and_then(|entry| entry.mode) != after.and_then(|entry| entry.mode) && !unsaved;
-        Ok(app.filter(|_| must_wait))
+        self.touch_index(&tree, ino);
+        let key = tree.key(ino)?;
+        // A file that nobody has saved yet is named to the journal with its first save, bits and all.
+        let unknown = file.is_some_and(|file| {
+            let state = file.state();
+            unsaved && state.base.is_none() && state.held.is_none()
+        });
+        if unknown || !key.contains('/') {
+            return Ok(());
+        }
+        let bits = before.and_then(|entry| entry.mode) != after.as_ref().and_then(|entry| entry.mode);
+        let seq = self.enter(&tree, vec![Step::Meta { key, entry: after }], &[]);
+        drop(tree);
+        if bits { self.commit(seq) } else { Ok(()) }
     }
 
     /// Cuts or lengthens a file.
@@ -344,24 +339,20 @@ impl Core {
         }
         self.truncate_here(file, size)?.ok_or(Errno::EIO)?;
         // Without a descriptor no close will come that saves it.
-        if open {
-            Ok(())
-        } else {
-            self.uploader.save(self, file).await
-        }
+        if open { Ok(()) } else { self.save(file).await }
     }
 
     /// Cuts or lengthens if that needs no request; `None` if the content must be fetched first.
     pub(crate) fn truncate_here(&self, file: &Arc<File>, size: u64) -> Result<Option<()>, Errno> {
         let mut state = file.state();
-        if size == state.size() && matches!(state.body, Body::Stored) {
+        if size == state.size() && !state.is_unsaved() {
             return Ok(Some(()));
         }
         if size > 0 && !state.make_draft() {
             return Ok(None);
         }
         let explicit = state.times.explicit;
-        state.resize(size, &self.spill)?;
+        state.resize(size, &self.intents.journal)?;
         drop(state);
         self.written(file, explicit);
         Ok(Some(()))
@@ -374,19 +365,28 @@ impl Core {
             return Ok(None);
         }
         let explicit = state.times.explicit;
-        state.write(offset, data, &self.spill)?;
+        state.write(offset, data, &self.intents.journal)?;
         drop(state);
         self.written(file, explicit);
         Ok(Some(()))
     }
 
     fn written(&self, file: &Arc<File>, had_explicit_time: bool) {
-        if file.state().is_dirty() {
-            self.uploader.enlist(file);
+        if file.state().is_unsaved() {
+            self.unsaved.add(file);
         }
         if had_explicit_time {
             self.touch_index(&self.tree.lock(), file.ino);
         }
+    }
+}
+
+/// The step that removes a folder's marker object. Its ETag is no matter: it has no content.
+pub(crate) fn delete_marker(key: &str) -> Step {
+    Step::Delete {
+        key: format!("{key}/"),
+        remote: Some(String::new()),
+        linger: Duration::ZERO,
     }
 }
 

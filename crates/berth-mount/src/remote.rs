@@ -83,25 +83,30 @@ impl Core {
         if is_hidden(key) || self.is_known(&change) {
             return;
         }
-        if self.wrote_lately(key) {
-            // An upload of this key may be on its way: wait for it, but do not let the others wait.
-            let core = self.clone();
-            self.rt.spawn(async move {
-                let key = change.key();
-                let file = core.file_at(key);
-                if let Some(file) = &file {
-                    drop(file.upload.lock().await);
-                }
-                if !core.is_known(&change) {
-                    core.reconcile(key).await;
-                }
-            });
-            return;
-        }
         let mut notices = Vec::new();
-        match &change {
-            Change::Put(info) => self.place(&mut self.tree.lock(), info, &mut notices),
-            Change::Deleted { key } => self.displace(&mut self.tree.lock(), key, &mut notices),
+        {
+            let mut tree = self.tree.lock();
+            let view = self.intents.view(key);
+            if view.busy || view.lately {
+                // Perhaps an echo of our own: wait for the request that is on its way, but do not let the others wait.
+                let core = self.clone();
+                self.rt.spawn(async move {
+                    let key = change.key();
+                    core.intents.wait_idle(key).await;
+                    if !core.is_known(&change) {
+                        core.reconcile(key).await;
+                    }
+                });
+                return;
+            }
+            if view.wanted {
+                // The request that comes will meet it, and settle it.
+                return;
+            }
+            match &change {
+                Change::Put(info) => self.place(&mut tree, info, &mut notices),
+                Change::Deleted { key } => self.displace(&mut tree, key, &mut notices),
+            }
         }
         self.tell(notices);
     }
@@ -111,64 +116,46 @@ impl Core {
         let tree = self.tree.lock();
         match change {
             Change::Put(info) => match tree.find(&info.key) {
-                _ if self.uploader.is_buried(&info.key) => true,
                 Some(ino) if info.key.ends_with('/') => tree
                     .get(ino)
                     .and_then(|i| i.as_dir().map(|dir| dir.marker))
                     .unwrap_or(false),
                 Some(ino) => tree
                     .file(ino)
-                    .is_ok_and(|file| file.state().base.as_ref().is_some_and(|base| base.etag == info.etag)),
-                None => false,
+                    .is_ok_and(|file| file.state().remote(&info.key).as_ref() == Some(&info.etag)),
+                None => self.intents.view(&info.key).expect.as_ref() == Some(&info.etag),
             },
             Change::Deleted { key } => tree.find(key).is_none(),
         }
     }
 
-    fn file_at(&self, key: &str) -> Option<Arc<File>> {
-        let tree = self.tree.lock();
-        tree.find(key).and_then(|ino| tree.file(ino).ok())
-    }
-
-    /// Asks S3 what is at `key` now and makes the tree say so. Call it without holding a file's turn.
+    /// Asks S3 what is at `key` now and makes the tree say so. The answer is believed only if nothing of ours was wanted or
+    /// written there meanwhile: else what we know is newer.
     pub(crate) async fn reconcile(self: &Arc<Self>, key: &str) {
-        while !self.try_reconcile(key).await {}
-    }
-
-    /// One look; `false` when the name came to mean another file meanwhile. S3's answer is believed only about the very
-    /// file whose turn was held while it was asked: else an upload that ended in between would be undone by an answer
-    /// from before it.
-    async fn try_reconcile(self: &Arc<Self>, key: &str) -> bool {
-        let _no_folder_moves = self.moves.read().await;
-        let file = self.file_at(key);
-        let _turn = match &file {
-            Some(file) => Some(file.upload.lock().await),
-            None => None,
-        };
-        if self.uploader.is_buried(key) {
-            return true;
-        }
-        let answer = self.store.head(key).await;
-        let mut notices = Vec::new();
-        {
-            let mut tree = self.tree.lock();
-            let now = tree.find(key).and_then(|ino| tree.file(ino).ok());
-            let same = match (&file, &now) {
-                (None, None) => true,
-                (Some(before), Some(now)) => Arc::ptr_eq(before, now),
-                _ => false,
-            };
-            if !same {
-                return false;
+        for _ in 0..8 {
+            let before = self.intents.view(key);
+            if before.wanted {
+                return;
             }
-            match answer {
-                Ok(Some(info)) => self.place(&mut tree, &info, &mut notices),
-                Ok(None) => self.displace(&mut tree, key, &mut notices),
-                Err(error) => tracing::warn!(key, %error, "cannot look up a change made elsewhere"),
+            let answer = self.store.head(key).await;
+            let mut notices = Vec::new();
+            {
+                let mut tree = self.tree.lock();
+                let after = self.intents.view(key);
+                if after.wanted {
+                    return;
+                }
+                if after.written != before.written {
+                    continue;
+                }
+                match answer {
+                    Ok(Some(info)) => self.place(&mut tree, &info, &mut notices),
+                    Ok(None) => self.displace(&mut tree, key, &mut notices),
+                    Err(error) => tracing::warn!(key, %error, "cannot look up a change made elsewhere"),
+                }
             }
+            return self.tell(notices);
         }
-        self.tell(notices);
-        true
     }
 
     /// Compares the whole bucket with the tree.
@@ -185,7 +172,7 @@ impl Core {
             let files = tree.below(ROOT).into_iter().filter_map(|ino| tree.file(ino).ok());
             files
                 .filter_map(|file| file.state().base.as_ref().map(|base| base.key.clone()))
-                .filter(|key| !objects.contains_key(key))
+                .filter(|key| !objects.contains_key(key) && !self.intents.view(key).wanted)
                 .collect()
         };
         for (key, info) in objects {
@@ -217,7 +204,13 @@ impl Core {
     }
 
     /// The folder at `path`, made with all above it if need be.
-    fn folder(&self, tree: &mut Tree, path: &str, time: SystemTime, notices: &mut Vec<Notice>) -> Option<Ino> {
+    pub(crate) fn folder(
+        &self,
+        tree: &mut Tree,
+        path: &str,
+        time: SystemTime,
+        notices: &mut Vec<Notice>,
+    ) -> Option<Ino> {
         let mut at = ROOT;
         for name in path.split('/').filter(|name| !name.is_empty()) {
             let child = tree.child(at, name).ok()?;
@@ -253,7 +246,7 @@ impl Core {
     }
 
     /// The bucket has `info`.
-    fn place(&self, tree: &mut Tree, info: &ObjectInfo, notices: &mut Vec<Notice>) {
+    pub(crate) fn place(&self, tree: &mut Tree, info: &ObjectInfo, notices: &mut Vec<Notice>) {
         let (path, shape) = match info.key.strip_suffix('/') {
             Some(path) => (path, Shape::Dir),
             None => (info.key.as_str(), Shape::File),
@@ -323,7 +316,7 @@ impl Core {
             }
             Node::Symlink(_) | Node::Special(_) => FILE_PERM,
             Node::File(file) => {
-                let mut state = file.state();
+                let state = file.state();
                 if state
                     .base
                     .as_ref()
@@ -332,8 +325,8 @@ impl Core {
                 {
                     return None;
                 }
-                if state.is_dirty() {
-                    state.theirs = Some(info.clone());
+                // The save that comes will meet it.
+                if state.is_unsaved() || state.held.is_some() {
                     return None;
                 }
                 inode.perm
@@ -350,7 +343,6 @@ impl Core {
     fn displace(&self, tree: &mut Tree, key: &str, notices: &mut Vec<Notice>) {
         let Some(ino) = tree.find(key) else { return };
         let Ok(inode) = tree.get_mut(ino) else { return };
-        let (parent, name) = (inode.parent, inode.name.clone());
         match &mut inode.node {
             Node::Dir(dir) if key.ends_with('/') => {
                 dir.marker = false;
@@ -358,7 +350,7 @@ impl Core {
             }
             Node::File(file) => {
                 let mut state = file.state();
-                if state.is_dirty() {
+                if state.is_unsaved() || state.held.is_some() {
                     state.base = None;
                     return;
                 }
@@ -366,24 +358,34 @@ impl Core {
                     return;
                 }
                 drop(state);
-                tree.detach(ino, Attachment::Unlinked);
-                notices.push(Notice::Deleted {
-                    parent,
-                    child: ino,
-                    name,
-                });
-                self.prune(tree, parent, notices);
+                self.displace_file(tree, ino, notices);
             }
             _ => {}
         }
     }
 
+    /// The file is nowhere any more.
+    pub(crate) fn displace_file(&self, tree: &mut Tree, ino: Ino, notices: &mut Vec<Notice>) {
+        let Ok(inode) = tree.get(ino) else { return };
+        let (parent, name) = (inode.parent, inode.name.clone());
+        tree.detach(ino, Attachment::Unlinked);
+        notices.push(Notice::Deleted {
+            parent,
+            child: ino,
+            name,
+        });
+        self.prune(tree, parent, notices);
+    }
+
     /// Removes folders that existed only by what was below them.
-    fn prune(&self, tree: &mut Tree, mut ino: Ino, notices: &mut Vec<Notice>) {
+    pub(crate) fn prune(&self, tree: &mut Tree, mut ino: Ino, notices: &mut Vec<Notice>) {
         while ino != ROOT {
             let Ok(inode) = tree.get(ino) else { return };
             let Ok(dir) = inode.as_dir() else { return };
             let (parent, name) = (inode.parent, inode.name.clone());
+            if tree.key(ino).is_ok_and(|key| self.intents.has_meta(&key)) {
+                return;
+            }
             let top = parent == ROOT;
             let stays = if top {
                 dir.marker || holds_anything(tree, ino)
@@ -429,7 +431,8 @@ impl Core {
                 EntryKind::Dir => Shape::Dir,
                 EntryKind::Symlink => Shape::Symlink,
             };
-            if !is_path(&key) || self.is_local(false, &key, shape) {
+            // What the journal has about a path is newer.
+            if !is_path(&key) || self.is_local(false, &key, shape) || self.intents.has_meta(&key) {
                 continue;
             }
             let ino = match (entry.kind, tree.find(&key)) {
@@ -449,12 +452,10 @@ impl Core {
             apply_entry(tree, ino, entry, written);
             notices.push(Notice::Attributes(ino));
         }
-        if !self.index.is_behind(app) {
-            self.drop_unlisted(tree, top, app, index, notices);
-        }
+        self.drop_unlisted(tree, top, app, index, notices);
     }
 
-    fn place_symlink(
+    pub(crate) fn place_symlink(
         &self,
         tree: &mut Tree,
         key: &str,
@@ -488,7 +489,7 @@ impl Core {
     fn drop_unlisted(&self, tree: &mut Tree, top: Ino, app: &str, index: &WorkspaceIndex, notices: &mut Vec<Notice>) {
         for ino in tree.below(top).into_iter().skip(1).rev() {
             let Ok(key) = tree.key(ino) else { continue };
-            if index.entries.contains_key(&key[app.len() + 1..]) {
+            if index.entries.contains_key(&key[app.len() + 1..]) || self.intents.has_meta(&key) {
                 continue;
             }
             let Ok(inode) = tree.get_mut(ino) else { continue };
@@ -508,6 +509,8 @@ impl Core {
                     inode.perm = DIR_PERM;
                     self.prune(tree, ino, notices);
                 }
+                // One that nobody has saved yet is in no index.
+                Node::File(file) if file.state().is_unsaved() => {}
                 Node::File(_) => {
                     if inode.perm != FILE_PERM {
                         inode.perm = FILE_PERM;
@@ -520,7 +523,7 @@ impl Core {
     }
 }
 
-fn apply_entry(tree: &mut Tree, ino: Ino, entry: &index::IndexEntry, written: SystemTime) {
+pub(crate) fn apply_entry(tree: &mut Tree, ino: Ino, entry: &index::IndexEntry, written: SystemTime) {
     let Ok(inode) = tree.get_mut(ino) else { return };
     match (&mut inode.node, entry.kind) {
         (Node::Dir(dir), EntryKind::Dir) => dir.indexed = true,

@@ -1,35 +1,39 @@
 //! Moving names.
 //!
-//! S3 cannot rename, so the new object is made first and the old one removed after: a crash between the two leaves the
-//! content twice, never nowhere. A file not yet saved is put under its new name alone. Files may cross the border of the
-//! local-only paths both ways: inwards they are fetched and their object goes; outwards they are saved.
+//! A rename is a change of the tree and one batch in the journal: the content under its new name, nothing under the old one.
+//! What S3 has already is copied there by S3 ([`Step::Copy`]); what it lacks is simply wanted under the new name, so an
+//! editor's temporary file is never sent. The old object goes when the new one is there.
 //!
-//! An editor's way of saving is seen as one change: what was written to a local-only temporary name is PUT once, under the
-//! real name; and when the old file is moved to a backup name, its object stays until the new file takes its place.
+//! Files may cross the border of the local-only paths both ways: inwards their content is fetched and their object goes;
+//! outwards they are saved. When an editor moves the old file to a backup name, its object stays for a while, until the new
+//! file takes its place.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use berth_store::{ObjectInfo, Precondition, StoreError};
 use fuser::{Errno, RenameFlags};
-use futures::{StreamExt, TryStreamExt};
 
 use crate::{
-    cache::CHUNK,
     core::{Core, Shape},
-    draft::{Draft, Snapshot},
-    file::{Attachment, Base, Body, File},
-    index::{entry_of, put_marker},
-    tree::{Ino, Node, ROOT, Tree},
-    upload::{conflict_name, put_content},
+    draft::{Draft, INLINE},
+    file::{Attachment, Base, Body, File, FileState},
+    index::{entry_of, to_nanos},
+    journal::Content,
+    local::Charge,
+    ops::{SMALL, delete_marker},
+    pending::Step,
+    save::put_step,
+    tree::{Ino, MAX_KEY, Node, ROOT, Tree},
 };
+
+/// How long an object stays after its name became an editor's backup (`mv x x~`), waiting for the new `x`.
+const BACKUP: Duration = Duration::from_secs(5);
 
 /// One rename, checked.
 struct Move {
     ino: Ino,
-    parent: Ino,
-    name: String,
     new_parent: Ino,
     new_name: String,
+    parent: Ino,
     target: Option<Ino>,
     old_key: String,
     new_key: String,
@@ -37,41 +41,111 @@ struct Move {
     now_local: bool,
 }
 
-/// What happens to one file's object when its folder moves.
-struct Step {
-    file: Arc<File>,
+/// What happens to one inode.
+struct Moved {
+    ino: Ino,
     old_key: String,
     new_key: String,
     was_local: bool,
     now_local: bool,
+    had_entry: bool,
+}
+
+/// How one inode is moved, with all that may fail behind it.
+enum Prepared {
+    /// Nothing of it is in S3, before or after, or it is no file.
+    Plain,
+    /// It becomes local-only: its share of the memory, and its content if that has to change places.
+    Inwards(Charge, Option<Draft>),
+    /// Content of this version, for the new name.
+    Put(Content, u64),
+    /// The object, to be copied.
+    Copy(Base),
+    /// The new name is where its object is.
+    Back,
+    /// Never saved, and too large to be saved in passing.
+    Later,
+}
+
+/// What a move comes to: the batch, and which put is which file's.
+#[derive(Default)]
+struct Effects {
+    steps: Vec<Step>,
+    files: Vec<(Arc<File>, String, u64)>,
 }
 
 impl Core {
     /// Renames.
     pub(crate) async fn rename(
         self: &Arc<Self>,
-        parent: Ino,
-        name: &str,
-        new_parent: Ino,
-        new_name: &str,
+        (parent, name): (Ino, &str),
+        (new_parent, new_name): (Ino, &str),
         flags: RenameFlags,
     ) -> Result<(), Errno> {
-        let Some(plan) = self.check(parent, name, new_parent, new_name, flags)? else {
-            return Ok(());
+        loop {
+            let missing = match self.rename_here((parent, name), (new_parent, new_name), flags)? {
+                Missing::Nothing => return Ok(()),
+                Missing::Content(files) => files,
+            };
+            for file in missing {
+                self.bring_here(&file).await?;
+            }
+        }
+    }
+
+    /// Renames if all content that has to be at hand is.
+    pub(crate) fn rename_here(
+        &self,
+        (parent, name): (Ino, &str),
+        (new_parent, new_name): (Ino, &str),
+        flags: RenameFlags,
+    ) -> Result<Missing, Errno> {
+        let mut tree = self.tree.lock();
+        let Some(plan) = self.check(&tree, parent, name, new_parent, new_name, flags)? else {
+            return Ok(Missing::Nothing);
         };
-        if (plan.was_local && plan.now_local) || !self.needs_store(&plan) {
-            return self.move_name(&plan).map(drop);
+        let moved = self.moved(&tree, &plan)?;
+        let missing = self.missing(&tree, &moved);
+        if !missing.is_empty() {
+            return Ok(Missing::Content(missing));
         }
-        let is_dir = self.tree.lock().get(plan.ino)?.is_dir();
-        if is_dir {
-            self.rename_dir(plan).await
-        } else {
-            self.rename_leaf(plan).await
+        let stored = moved.iter().filter(|one| !one.was_local || !one.now_local).count() as u64;
+        let target_stored = plan
+            .target
+            .is_some_and(|ino| tree.get(ino).is_ok_and(|inode| !inode.local));
+        if stored > 0 || target_stored {
+            self.admit(SMALL + stored * 1024 + outward_bytes(&tree, &moved))?;
         }
+        // What can fail comes first: from then on nothing has to be taken back.
+        let prepared: Vec<Prepared> = moved
+            .iter()
+            .map(|one| self.prepare(&tree, one))
+            .collect::<Result<_, Errno>>()?;
+        let mut effects = Effects::default();
+        let remote = self.take_target(&tree, &plan, &mut effects)?;
+        self.touch_index(&tree, plan.ino);
+        for (one, prepared) in moved.iter().zip(prepared) {
+            let remote = if one.ino == plan.ino { remote.clone() } else { None };
+            self.move_inode(&mut tree, (&plan, one), prepared, remote, &mut effects);
+        }
+        if let Some(target) = plan.target {
+            tree.detach(target, Attachment::Unlinked);
+        }
+        tree.relink(plan.ino, plan.new_parent, &plan.new_name)?;
+        self.relabel(&mut tree, plan.ino);
+        self.dir_changed(&mut tree, plan.parent);
+        self.dir_changed(&mut tree, plan.new_parent);
+        self.touch_index(&tree, plan.ino);
+        self.finish_move(&mut tree, &plan, &moved, &mut effects);
+        let seq = self.enter(&tree, effects.steps, &effects.files);
+        drop(tree);
+        self.commit(seq)?;
+        Ok(Missing::Nothing)
     }
 
     fn check(
         &self,
+        tree: &Tree,
         parent: Ino,
         name: &str,
         new_parent: Ino,
@@ -81,7 +155,6 @@ impl Core {
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
             return Err(Errno::EINVAL);
         }
-        let tree = self.tree.lock();
         let ino = tree.child(parent, name)?.ok_or(Errno::ENOENT)?;
         let inode = tree.get(ino)?;
         let target = tree.child(new_parent, new_name)?;
@@ -91,7 +164,7 @@ impl Core {
         if target == Some(ino) {
             return Ok(None);
         }
-        let (new_key, now_local) = self.new_name(&tree, new_parent, new_name, Shape::of(&inode.node))?;
+        let (new_key, now_local) = self.new_name(tree, new_parent, new_name, Shape::of(&inode.node))?;
         if let Some(target) = target {
             let target = tree.get(target)?;
             match (inode.is_dir(), &target.node) {
@@ -113,7 +186,6 @@ impl Core {
         Ok(Some(Move {
             ino,
             parent,
-            name: name.to_owned(),
             new_parent,
             new_name: new_name.to_owned(),
             target,
@@ -124,38 +196,230 @@ impl Core {
         }))
     }
 
-    /// Whether S3 has a part in it: not for a folder or file of which S3 knows nothing yet.
-    fn needs_store(&self, plan: &Move) -> bool {
-        let tree = self.tree.lock();
-        let target_stored = plan
-            .target
-            .is_some_and(|ino| tree.get(ino).is_ok_and(|inode| !inode.local));
-        !plan.was_local || !plan.now_local || target_stored
-    }
-
-    /// Moves the name in the tree and marks everything below as local-only or not.
-    fn move_name(&self, plan: &Move) -> Result<Option<String>, Errno> {
-        let mut tree = self.tree.lock();
-        // The feed may have changed the names while S3 was asked.
-        if tree.child(plan.parent, &plan.name)? != Some(plan.ino) {
-            return Err(Errno::ENOENT);
-        }
-        if let Some(there) = tree.child(plan.new_parent, &plan.new_name)? {
-            tree.detach(there, Attachment::Unlinked);
-        }
-        let mut indexed = false;
+    /// All that moves, parents before children, with its names and on which side of the border it was and will be.
+    fn moved(&self, tree: &Tree, plan: &Move) -> Result<Vec<Moved>, Errno> {
+        let mut now_local = HashMap::new();
+        let mut all = Vec::new();
         for ino in tree.below(plan.ino) {
-            indexed |= entry_of(&tree, ino).is_some_and(|entry| {
-                entry.mode.is_some() || entry.target.is_some() || entry.kind == berth_workspace::EntryKind::Dir
+            let old_key = tree.key(ino)?;
+            let new_key = format!("{}{}", plan.new_key, &old_key[plan.old_key.len()..]);
+            let inode = tree.get(ino)?;
+            let parent_local = if ino == plan.ino {
+                tree.get(plan.new_parent)?.local
+            } else {
+                now_local.get(&inode.parent).copied().unwrap_or(false)
+            };
+            let local = self.is_local(parent_local, &new_key, Shape::of(&inode.node));
+            if matches!(inode.node, Node::Special(_)) && !local {
+                return Err(Errno::EPERM);
+            }
+            if !local && new_key.len() > MAX_KEY {
+                return Err(Errno::ENAMETOOLONG);
+            }
+            now_local.insert(ino, local);
+            all.push(Moved {
+                ino,
+                had_entry: !inode.local && (entry_of(tree, ino).is_some() || self.intents.has_meta(&old_key)),
+                was_local: inode.local,
+                now_local: local,
+                old_key,
+                new_key,
             });
         }
-        self.touch_index(&tree, plan.ino);
-        tree.relink(plan.ino, plan.new_parent, &plan.new_name)?;
-        self.relabel(&mut tree, plan.ino);
-        self.dir_changed(&mut tree, plan.parent);
-        self.dir_changed(&mut tree, plan.new_parent);
-        let app = self.touch_index(&tree, plan.ino);
-        Ok(app.filter(|_| indexed && !plan.now_local))
+        Ok(all)
+    }
+
+    /// The files whose content must be fetched before they can move.
+    fn missing(&self, tree: &Tree, moved: &[Moved]) -> Vec<Arc<File>> {
+        let mut missing = Vec::new();
+        for one in moved.iter().filter(|one| !one.was_local) {
+            let Ok(file) = tree.file(one.ino) else { continue };
+            let mut state = file.state();
+            let at_hand = if one.now_local {
+                state.make_draft()
+            } else {
+                let base = state.base.as_ref().filter(|_| matches!(state.body, Body::Stored));
+                base.is_none_or(|base| self.intents.can_move(base, &one.new_key)) || state.make_draft()
+            };
+            drop(state);
+            if !at_hand {
+                missing.push(file);
+            }
+        }
+        missing
+    }
+
+    /// What the target's name meant goes; gives what S3 has there.
+    fn take_target(&self, tree: &Tree, plan: &Move, effects: &mut Effects) -> Result<Option<String>, Errno> {
+        let Some(target) = plan.target else { return Ok(None) };
+        let inode = tree.get(target)?;
+        if inode.local {
+            return Ok(None);
+        }
+        let key = &plan.new_key;
+        self.unindex(tree, target, key, &mut effects.steps);
+        match &inode.node {
+            Node::File(file) => {
+                self.keep_for_readers(file);
+                let remote = file.state().remote(key);
+                if tree.get(plan.ino)?.file().is_none() || plan.now_local {
+                    effects.steps.push(Step::Delete {
+                        key: key.clone(),
+                        remote: remote.clone(),
+                        linger: Duration::ZERO,
+                    });
+                }
+                Ok(remote)
+            }
+            Node::Dir(dir) if dir.marker && plan.new_parent != ROOT => {
+                effects.steps.push(delete_marker(key));
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Does all of one inode's move that may fail, and changes nothing.
+    fn prepare(&self, tree: &Tree, one: &Moved) -> Result<Prepared, Errno> {
+        let Ok(file) = tree.file(one.ino) else {
+            return Ok(Prepared::Plain);
+        };
+        let mut state = file.state();
+        match (one.was_local, one.now_local) {
+            (true, true) => Ok(Prepared::Plain),
+            (false, true) => {
+                let mut charge = self.budget.open()?;
+                charge.set(state.size())?;
+                let draft = match &state.body {
+                    Body::Draft(draft @ Draft::Spilled { .. }) => {
+                        let bytes = draft.read(0, draft.len() as usize).map_err(Errno::from)?;
+                        Some(Draft::from_bytes(&bytes))
+                    }
+                    _ => None,
+                };
+                Ok(Prepared::Inwards(charge, draft))
+            }
+            (_, false) => self.prepare_stored(&mut state, one),
+        }
+    }
+
+    fn prepare_stored(&self, state: &mut FileState, one: &Moved) -> Result<Prepared, Errno> {
+        let unsaved = one.was_local || state.is_unsaved();
+        let small = state.size() <= INLINE;
+        if let Some(held) = state.held.clone()
+            && !(unsaved && small)
+        {
+            return Ok(Prepared::Put(Content::Held(held), state.kept));
+        }
+        if matches!(state.body, Body::Stored) || (unsaved && !small && !one.was_local) {
+            return Ok(match state.base.clone() {
+                Some(base) if base.key == one.new_key => Prepared::Back,
+                Some(base) => Prepared::Copy(base),
+                None => Prepared::Later,
+            });
+        }
+        let version = state.version;
+        let snapshot = state.snapshot().ok_or(Errno::EIO)?;
+        let content = snapshot.into_content(&self.intents.journal).map_err(Errno::from)?;
+        Ok(Prepared::Put(content, version))
+    }
+
+    fn move_inode(
+        &self,
+        tree: &mut Tree,
+        (plan, one): (&Move, &Moved),
+        prepared: Prepared,
+        remote: Option<String>,
+        effects: &mut Effects,
+    ) {
+        if let Ok(dir) = tree.dir_mut(one.ino)
+            && dir.marker
+        {
+            effects.steps.push(delete_marker(&one.old_key));
+            dir.marker = false;
+        }
+        if one.had_entry {
+            effects.steps.push(Step::Meta {
+                key: one.old_key.clone(),
+                entry: None,
+            });
+        }
+        let Ok(file) = tree.file(one.ino) else { return };
+        let mut linger = Duration::ZERO;
+        let old = file.state().remote(&one.old_key);
+        let from = (!one.was_local).then(|| one.old_key.clone());
+        match prepared {
+            Prepared::Plain => return,
+            Prepared::Inwards(charge, draft) => {
+                let mut state = file.state();
+                if let Some(draft) = draft {
+                    state.body = Body::Draft(draft);
+                }
+                state.charge = Some(charge);
+                state.base = None;
+                state.held = None;
+                state.kept = state.version;
+                if self.cfg.excludes.transient(&plan.new_key) {
+                    linger = BACKUP;
+                }
+            }
+            Prepared::Put(content, version) => {
+                let mut step = put_step(&file, &one.new_key, content, from.clone());
+                if let Step::Put { remote: expected, .. } = &mut step {
+                    *expected = remote;
+                }
+                effects.steps.push(step);
+                effects.files.push((file.clone(), one.new_key.clone(), version));
+            }
+            Prepared::Copy(base) => effects.steps.push(Step::Copy {
+                key: one.new_key.clone(),
+                from: base,
+                remote,
+                mtime_ns: to_nanos(file.state().times.mtime),
+            }),
+            Prepared::Back => effects.steps.push(Step::Forget {
+                key: one.new_key.clone(),
+            }),
+            // The save that comes will use the new name. What was there has been replaced all the same.
+            Prepared::Later => effects.steps.push(Step::Delete {
+                key: one.new_key.clone(),
+                remote,
+                linger: BACKUP,
+            }),
+        }
+        if let Some(key) = from {
+            effects.steps.push(Step::Delete {
+                key,
+                remote: old,
+                linger,
+            });
+        }
+    }
+
+    /// What the index and markers say under the new names.
+    fn finish_move(&self, tree: &mut Tree, plan: &Move, moved: &[Moved], effects: &mut Effects) {
+        for one in moved.iter().filter(|one| !one.now_local) {
+            self.meta_step(tree, one.ino, &one.new_key, &mut effects.steps);
+        }
+        let is_dir = tree.get(plan.ino).is_ok_and(crate::tree::Inode::is_dir);
+        if is_dir && !plan.now_local && plan.new_parent == ROOT {
+            self.marker_step(tree, plan.ino, &plan.new_key, &mut effects.steps);
+        }
+        if is_dir && plan.parent == ROOT && !plan.was_local {
+            // Its index object goes.
+            self.index.touch(&plan.old_key);
+        }
+        if plan.now_local {
+            return self.emptied(tree, plan.parent, &mut effects.steps);
+        }
+        for one in moved {
+            if let Ok(file) = tree.file(one.ino)
+                && file.state().is_unsaved()
+            {
+                self.unsaved.add(&file);
+            }
+        }
+        self.emptied(tree, plan.parent, &mut effects.steps);
     }
 
     fn relabel(&self, tree: &mut Tree, top: Ino) {
@@ -169,341 +433,20 @@ impl Core {
             }
         }
     }
+}
 
-    async fn rename_leaf(self: &Arc<Self>, plan: Move) -> Result<(), Errno> {
-        let (file, target) = {
-            let tree = self.tree.lock();
-            (
-                tree.file(plan.ino).ok(),
-                plan.target.and_then(|ino| tree.file(ino).ok()),
-            )
-        };
-        let _no_folder_moves = self.moves.read().await;
-        // Always in the order of the numbers, so that two renames never wait for each other.
-        let mut turns: Vec<_> = file.iter().chain(target.iter()).collect();
-        turns.sort_by_key(|file| file.ino);
-        let mut held = Vec::new();
-        for file in turns {
-            held.push(file.upload.lock().await);
-        }
-        if let Some(target) = &target {
-            self.keep_for_readers(target).await?;
-        }
-        let replaced = target.as_ref().and_then(|target| target.state().base.clone());
-        let removed = match &file {
-            Some(file) if plan.now_local => {
-                self.take_out(file).await?;
-                let base = file.state().base.take();
-                base.map(|base| (base, self.cfg.excludes.transient(&plan.new_key)))
-            }
-            Some(file) => self
-                .store_as(file, &plan.new_key, replaced.clone())
-                .await?
-                .map(|base| (base, false)),
-            None => None,
-        };
-        if let (None, Some(base)) = (&file, &replaced) {
-            // A symlink takes the place of a file.
-            self.remove_object(base).await;
-        }
-        let app = self.move_name(&plan)?;
-        if let Some((base, later)) = removed {
-            if later {
-                self.uploader.bury(base.key, base.etag)
-            } else {
-                self.remove_object(&base).await
-            }
-        }
-        if let Some(file) = &file
-            && file.state().is_dirty()
-        {
-            self.uploader.enlist(file);
-        }
-        match app {
-            Some(app) => self.index.commit(self, &app).await,
-            None => Ok(()),
-        }
-    }
+/// What keeps a rename from being done at once.
+pub(crate) enum Missing {
+    Nothing,
+    /// These files' content.
+    Content(Vec<Arc<File>>),
+}
 
-    /// Removes an object that has no name any more; on failure later.
-    async fn remove_object(&self, base: &Base) {
-        self.wrote(&base.key);
-        if let Err(e) = self.store.delete(&base.key).await {
-            self.failed("cannot remove the old name; tried again", &base.key, &e);
-            self.uploader.remove_later(&base.key, &base.etag);
-        }
-        self.wrote(&base.key);
-    }
-
-    /// Fetches a file's content, which will live here only.
-    async fn take_out(self: &Arc<Self>, file: &Arc<File>) -> Result<(), Errno> {
-        if file.state().is_local() {
-            return Ok(());
-        }
-        self.bring_here(file).await?;
-        let mut charge = self.budget.open()?;
-        let mut state = file.state();
-        charge.set(state.size())?;
-        if let Body::Draft(Draft::Spilled(..)) = &state.body {
-            let bytes = match &state.body {
-                Body::Draft(draft) => draft.read(0, draft.len() as usize).map_err(Errno::from)?,
-                Body::Stored => return Err(Errno::EIO),
-            };
-            state.body = Body::Draft(Draft::from_bytes(&bytes));
-        }
-        state.charge = Some(charge);
-        Ok(())
-    }
-
-    /// Makes `key` hold the file's content; gives the object it had before, which is to be removed.
-    async fn store_as(
-        self: &Arc<Self>,
-        file: &Arc<File>,
-        key: &str,
-        replaced: Option<Base>,
-    ) -> Result<Option<Base>, Errno> {
-        let (content, base, version) = {
-            let state = file.state();
-            let draft = (state.is_local() || state.is_dirty())
-                .then(|| state.snapshot())
-                .flatten();
-            let pinned = state.pinned.clone().map(Snapshot::Memory);
-            (draft.or(pinned), state.base.clone(), state.version)
-        };
-        let at_hand = || {
-            base.as_ref()
-                .filter(|base| base.size <= CHUNK)
-                .and_then(|base| self.contents.at_hand(base, 0))
-                .map(Snapshot::Memory)
-        };
-        let content = content.or_else(at_hand);
-        let buried = self.uploader.dig_up(key);
-        let expect = replaced
-            .map(|base| base.etag)
-            .or(buried)
-            .map_or(Precondition::Absent, Precondition::Matches);
-        self.wrote(key);
-        let stored = match (&content, &base) {
-            (Some(content), _) => self
-                .put_over(key, content, expect)
-                .await
-                .map(|info| (info, content.len())),
-            (None, Some(base)) => self
-                .store
-                .copy(&base.key, None, key)
-                .await
-                .map(|info| (info, base.size)),
-            (None, None) => return Err(Errno::EIO),
-        };
-        let (info, size) = stored.map_err(|e| self.failed("cannot rename to", key, &e))?;
-        self.wrote(key);
-        let mut state = file.state();
-        state.charge = None;
-        let new = Base {
-            key: key.to_owned(),
-            etag: info.etag,
-            size,
-        };
-        if let Some(Snapshot::Memory(bytes)) = content
-            && size <= CHUNK
-        {
-            self.contents.keep(&new, 0, bytes.clone());
-            if state.version == version {
-                state.pinned = (state.opens > 0).then_some(bytes);
-                state.body = Body::Stored;
-            }
-        }
-        if state.version == version && state.opens == 0 {
-            state.body = Body::Stored;
-        }
-        state.acknowledged(version, new);
-        Ok(base)
-    }
-
-    /// PUTs over what is there. If that is not what we knew, it is kept under a conflict name: the rename wins, as it would
-    /// on a disk, and nothing is lost.
-    async fn put_over(&self, key: &str, content: &Snapshot, expect: Precondition) -> Result<ObjectInfo, StoreError> {
-        match put_content(self, key, content, expect).await {
-            Err(e) if e.is_conflict() || e.is_no_such_key() => {
-                if self.store.head(key).await?.is_some() {
-                    let (above, name) = key.rsplit_once('/').map_or(("", key), |(above, name)| (above, name));
-                    let aside = if above.is_empty() {
-                        conflict_name(name)
-                    } else {
-                        format!("{above}/{}", conflict_name(name))
-                    };
-                    self.store.copy(key, None, &aside).await?;
-                    tracing::warn!(
-                        key,
-                        conflict = aside,
-                        "renamed over a version written elsewhere; that one is kept beside it"
-                    );
-                }
-                put_content(self, key, content, Precondition::None).await
-            }
-            other => other,
-        }
-    }
-
-    async fn rename_dir(self: &Arc<Self>, plan: Move) -> Result<(), Errno> {
-        // No upload runs and none begins: none can appear under an old name.
-        let _alone = self.moves.write().await;
-        let (steps, old_markers) = self.steps(&plan)?;
-        let steps: Vec<Arc<Step>> = steps.into_iter().map(Arc::new).collect();
-        let work = steps.iter().cloned().map(|step| {
-            let core = self.clone();
-            async move { core.step(&step).await }
-        });
-        let done = futures::stream::iter(work.collect::<Vec<_>>())
-            .buffer_unordered(16)
-            .try_collect::<Vec<_>>()
-            .await;
-        let old: Vec<Base> = match done {
-            Ok(old) => old.into_iter().flatten().collect(),
-            Err(errno) => {
-                self.undo(&steps).await;
-                return Err(errno);
-            }
-        };
-        let app = self.move_name(&plan)?;
-        if !plan.now_local && plan.new_parent == ROOT {
-            put_marker(self, plan.ino, &plan.new_key).await?;
-        }
-        if let Some(app) = app {
-            self.index.commit(self, &app).await?;
-        }
-        for marker in old_markers {
-            let marker = Base {
-                key: marker,
-                etag: String::new(),
-                size: 0,
-            };
-            self.remove_object(&marker).await;
-        }
-        futures::stream::iter(old)
-            .for_each_concurrent(16, |base| async move { self.remove_object(&base).await })
-            .await;
-        if plan.parent == ROOT && !plan.was_local {
-            self.index.touch(&plan.name);
-            self.index.commit(self, &plan.name).await?;
-        }
-        Ok(())
-    }
-
-    /// What has to happen to each file below, and the marker objects that go.
-    fn steps(&self, plan: &Move) -> Result<(Vec<Step>, Vec<String>), Errno> {
-        let mut tree = self.tree.lock();
-        let (mut steps, mut markers) = (Vec::new(), Vec::new());
-        let mut now_local = std::collections::HashMap::new();
-        for ino in tree.below(plan.ino) {
-            let old_key = tree.key(ino)?;
-            let new_key = format!("{}{}", plan.new_key, &old_key[plan.old_key.len()..]);
-            let inode = tree.get(ino)?;
-            let parent_local = if ino == plan.ino {
-                tree.get(plan.new_parent)?.local
-            } else {
-                now_local.get(&inode.parent).copied().unwrap_or(false)
-            };
-            let local = self.is_local(parent_local, &new_key, Shape::of(&inode.node));
-            now_local.insert(ino, local);
-            match &inode.node {
-                Node::File(file) => {
-                    let (file, was_local) = (file.clone(), inode.local);
-                    steps.push(Step {
-                        file,
-                        old_key,
-                        new_key,
-                        was_local,
-                        now_local: local,
-                    });
-                }
-                Node::Dir(dir) if dir.marker => {
-                    markers.push(format!("{old_key}/"));
-                    // Deeper folders need none under the new name: the index says they exist.
-                    tree.dir_mut(ino)?.marker = false;
-                }
-                Node::Special(_) if !local => return Err(Errno::EPERM),
-                _ => {}
-            }
-        }
-        if let Some(target) = plan.target
-            && tree.get(target)?.as_dir()?.marker
-            && plan.new_parent != ROOT
-        {
-            markers.push(format!("{}/", plan.new_key));
-        }
-        Ok((steps, markers))
-    }
-
-    /// Stores one file under its new name; gives the object to remove.
-    async fn step(self: &Arc<Self>, step: &Step) -> Result<Option<Base>, Errno> {
-        match (step.was_local, step.now_local) {
-            (true, true) => Ok(None),
-            (false, true) => {
-                self.take_out(&step.file).await?;
-                Ok(step.file.state().base.take())
-            }
-            // Not saved yet: the save that comes will use the new name.
-            (false, false) if step.file.state().base.is_none() => Ok(None),
-            (_, false) => self.store_as(&step.file, &step.new_key, None).await,
-        }
-    }
-
-    /// Brings the files of a failed move back under their old names. The old objects were not removed yet.
-    async fn undo(self: &Arc<Self>, steps: &[Arc<Step>]) {
-        for step in steps.iter().filter(|step| !(step.was_local && step.now_local)) {
-            if let Err(errno) = self.undo_step(step).await {
-                tracing::warn!(
-                    key = step.new_key,
-                    ?errno,
-                    "a folder could not be moved, and this file could not be put back"
-                );
-            }
-        }
-    }
-
-    async fn undo_step(self: &Arc<Self>, step: &Step) -> Result<(), Errno> {
-        let moved = step.file.state().base.clone().filter(|base| base.key == step.new_key);
-        if moved.is_some() {
-            self.bring_here(&step.file).await?;
-        }
-        let old = if step.was_local {
-            None
-        } else {
-            self.store
-                .head(&step.old_key)
-                .await
-                .map_err(|e| self.failed("cannot look up", &step.old_key, &e))?
-        };
-        let charge = if step.was_local {
-            Some(self.budget.open()?)
-        } else {
-            None
-        };
-        {
-            let mut state = step.file.state();
-            if moved.is_none() && !step.now_local {
-                return Ok(());
-            }
-            let size = state.size();
-            state.charge = charge;
-            if let Some(charge) = &mut state.charge {
-                charge.set(size)?;
-            }
-            state.base = old.as_ref().map(Base::from);
-            let same = moved
-                .as_ref()
-                .is_none_or(|moved| state.base.as_ref().is_some_and(|base| base.etag == moved.etag));
-            if !same {
-                state.changed();
-            }
-        }
-        if step.file.state().is_dirty() {
-            self.uploader.enlist(&step.file);
-        }
-        if let Some(moved) = moved {
-            self.remove_object(&moved).await;
-        }
-        Ok(())
-    }
+/// Bytes of the local-only files that get a name in S3.
+fn outward_bytes(tree: &Tree, moved: &[Moved]) -> u64 {
+    let outward = moved.iter().filter(|one| one.was_local && !one.now_local);
+    outward
+        .filter_map(|one| tree.file(one.ino).ok())
+        .map(|file| file.state().size())
+        .sum()
 }

@@ -27,7 +27,7 @@ pub(crate) const FILE_PERM: u16 = 0o644;
 /// Permission bits of a folder nobody gave others.
 pub(crate) const DIR_PERM: u16 = 0o755;
 /// The longest key that S3 stores, in bytes.
-const MAX_KEY: usize = 1024;
+pub(crate) const MAX_KEY: usize = 1024;
 
 /// The times of one inode.
 #[derive(Debug, Clone, Copy)]

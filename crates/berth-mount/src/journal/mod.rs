@@ -24,8 +24,8 @@
 //!   until a retry has succeeded: one is made by each commit, and each second in the background.
 //!
 //! Not here: what slots and values mean.
-#![allow(dead_code)] // Complete in itself; the mount's write path is not on it yet.
-
+mod api;
+mod bodies;
 mod held;
 mod record;
 mod recover;
@@ -36,10 +36,9 @@ mod tests;
 mod write;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    fs::{self, File},
+    collections::{HashMap, VecDeque},
+    fs::File,
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Weak,
@@ -52,6 +51,8 @@ use bytes::Bytes;
 use nix::fcntl::Flock;
 use parking_lot::{Condvar, Mutex};
 
+pub use api::JournalError;
+pub(crate) use api::{Appended, Content, Op, Recovered, Usage};
 pub(crate) use held::Held;
 use held::{At, Body, Graves};
 use segment::Segment;
@@ -62,112 +63,6 @@ use crate::crash;
 const SEGMENT: u64 = 16 << 20;
 /// Segments kept for use again.
 const FREE_MAX: usize = 4;
-
-/// One slot's change.
-#[derive(Debug)]
-pub(crate) struct Op {
-    /// The slot.
-    pub(crate) slot: String,
-    /// Its value from now on; `None` clears it.
-    pub(crate) value: Option<Vec<u8>>,
-    /// What the slot holds beside its value.
-    pub(crate) content: Option<Content>,
-}
-
-/// Content that an [`Op`] gives to its slot.
-#[derive(Debug, Clone)]
-pub(crate) enum Content {
-    /// Small: written with the record.
-    Bytes(Bytes),
-    /// A file of [`Journal::new_body`], complete, and its length. Whoever syncs it before spares the others the wait.
-    File(Arc<File>, u64),
-    /// What the journal has already: only the reference is recorded.
-    Held(Arc<Held>),
-}
-
-/// What an append gave.
-#[derive(Debug)]
-pub(crate) struct Appended {
-    /// The batch's number, for [`Journal::commit`].
-    pub(crate) seq: u64,
-    /// The content of each op.
-    pub(crate) held: Vec<Option<Arc<Held>>>,
-}
-
-/// A slot found at open.
-#[derive(Debug)]
-pub(crate) struct Recovered {
-    /// The slot.
-    pub(crate) slot: String,
-    /// Its value.
-    pub(crate) value: Vec<u8>,
-    /// Its content.
-    pub(crate) held: Option<Arc<Held>>,
-    /// The batch that set it.
-    pub(crate) seq: u64,
-}
-
-/// How much a journal holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Usage {
-    /// Bytes on disk: segments, spare ones too, and bodies.
-    pub(crate) disk: u64,
-    /// Bytes of contents that somebody has.
-    pub(crate) live_bytes: u64,
-    /// Slots that are set.
-    pub(crate) live_slots: usize,
-    /// The bound on `disk`.
-    pub(crate) max: u64,
-}
-
-/// Why the journal could not do something.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum JournalError {
-    /// Its folder or a file in it cannot be used.
-    #[error("cannot open the journal: {path}; it must be on a disk with free space, and writable", path = path.display())]
-    Open {
-        /// The folder or file.
-        path: PathBuf,
-        /// The system's error.
-        #[source]
-        source: Arc<io::Error>,
-    },
-    /// Another process has it.
-    #[error("the journal {path} is in use; is another `berth serve` running on it?", path = path.display())]
-    InUse {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// The bound is reached or the disk is full.
-    #[error("no space in the journal {path}; free space on its disk, raise its bound, or let S3 catch up", path = path.display())]
-    NoSpace {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// The disk does not take what is written.
-    #[error("cannot write to the journal {path}; look for errors of its disk in `dmesg`", path = path.display())]
-    Write {
-        /// The folder.
-        path: PathBuf,
-        /// The system's error.
-        #[source]
-        source: Arc<io::Error>,
-    },
-    /// A file given as content is not one of the journal's bodies.
-    #[error("content for slot {slot} is no body of this journal, or shorter than said")]
-    Foreign {
-        /// The slot.
-        slot: String,
-    },
-    /// What was on disk once is not whole any more.
-    #[error("the journal is damaged: {path} at byte {offset}; the rest was recovered, and a copy is beside it", path = path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// Where in it.
-        offset: u64,
-    },
-}
 
 /// The journal of one folder. Dropping it without [`Journal::close`] is safe, as a crash is.
 #[derive(Debug)]
@@ -322,8 +217,33 @@ impl Journal {
     }
 
     /// Enters a batch, whole or not at all. Only memory is touched; [`Journal::commit`] makes it last.
+    #[cfg(test)]
     pub(crate) fn append(&self, batch: Vec<Op>) -> Result<Appended, JournalError> {
-        self.shared.append(batch)
+        self.shared.append(batch, Admission::Asked)
+    }
+
+    /// Refuses what [`Journal::append`] would refuse: a batch with so many bytes.
+    pub(crate) fn admit(&self, bytes: u64) -> Result<(), JournalError> {
+        let open = self.shared.open_bodies();
+        let mut inner = self.shared.inner.lock();
+        if let Some(fault) = inner.fault.clone() {
+            drop(inner);
+            self.shared.ring();
+            return Err(fault);
+        }
+        if self.shared.planned(&inner, bytes + 4096, open, Purpose::Fill).is_none() {
+            inner.pressed = true;
+            drop(inner);
+            self.shared.ring();
+            return Err(self.shared.no_space());
+        }
+        Ok(())
+    }
+
+    /// [`Journal::append`] of what was admitted, or only clears slots: not refused any more, whatever happened to the disk
+    /// since. A commit tells.
+    pub(crate) fn append_admitted(&self, batch: Vec<Op>) -> Result<Appended, JournalError> {
+        self.shared.append(batch, Admission::Granted)
     }
 
     /// Returns when everything up to `seq` is on disk. Blocks.
@@ -380,6 +300,15 @@ impl Drop for Journal {
     }
 }
 
+/// Whether a batch may still be refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    #[cfg_attr(not(test), allow(dead_code))]
+    // The mount asks before it changes anything, and then must not be refused.
+    Asked,
+    Granted,
+}
+
 /// What a batch does to the space that is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
@@ -410,16 +339,7 @@ impl Shared {
 
     /// The plan with a record of `len` more; `None` if that would exceed the bound.
     fn planned(&self, inner: &Inner, len: u64, open_bodies: u64, purpose: Purpose) -> Option<Plan> {
-        let mut plan = inner.plan;
-        if len <= plan.remaining {
-            plan.remaining -= len;
-        } else if len > self.segment {
-            plan.oversize += len;
-            plan.remaining = 0;
-        } else {
-            plan.segments += 1;
-            plan.remaining = self.segment - len;
-        }
+        let plan = self.plan_with(inner.plan, len);
         let reserve = u64::from(purpose == Purpose::Fill);
         let more = (plan.segments + reserve).saturating_sub(inner.free) * self.segment + plan.oversize;
         let fits = inner.segments + inner.bodies + open_bodies + more <= self.max;
@@ -431,7 +351,20 @@ impl Shared {
             .then_some(plan)
     }
 
-    fn append(&self, batch: Vec<Op>) -> Result<Appended, JournalError> {
+    fn plan_with(&self, mut plan: Plan, len: u64) -> Plan {
+        if len <= plan.remaining {
+            plan.remaining -= len;
+        } else if len > self.segment {
+            plan.oversize += len;
+            plan.remaining = 0;
+        } else {
+            plan.segments += 1;
+            plan.remaining = self.segment - len;
+        }
+        plan
+    }
+
+    fn append(&self, batch: Vec<Op>, admission: Admission) -> Result<Appended, JournalError> {
         let mut len = record::HEADER as u64;
         let mut purpose = Purpose::Clear;
         for op in &batch {
@@ -453,16 +386,20 @@ impl Shared {
             .collect();
         let open_bodies = self.open_bodies();
         let mut inner = self.inner.lock();
-        if let Some(fault) = inner.fault.clone() {
+        if let Some(fault) = inner.fault.clone().filter(|_| admission == Admission::Asked) {
             drop(inner);
             self.ring();
             return Err(fault);
         }
-        let Some(plan) = self.planned(&inner, len, open_bodies, purpose) else {
-            inner.pressed = true;
-            drop(inner);
-            self.ring();
-            return Err(self.no_space());
+        let plan = match self.planned(&inner, len, open_bodies, purpose) {
+            Some(plan) => plan,
+            None if admission == Admission::Granted => self.plan_with(inner.plan, len),
+            None => {
+                inner.pressed = true;
+                drop(inner);
+                self.ring();
+                return Err(self.no_space());
+            }
         };
         let bodies = self.adopt(&batch, &mut inner)?;
         inner.plan = plan;
@@ -511,126 +448,5 @@ impl Shared {
         drop(replaced);
         crash::point("journal.append");
         Ok(Appended { seq, held })
-    }
-
-    /// The batch's bodies, taken over: all or none.
-    fn adopt(&self, batch: &[Op], inner: &mut Inner) -> Result<Vec<Option<Arc<Body>>>, JournalError> {
-        if !batch.iter().any(|op| matches!(op.content, Some(Content::File(..)))) {
-            return Ok(batch.iter().map(|_| None).collect());
-        }
-        let mut bodies = self.bodies.lock();
-        for op in batch {
-            if let Some(Content::File(file, len)) = &op.content {
-                let known = file.metadata().is_ok_and(|meta| {
-                    meta.len() >= *len && bodies.by_inode.get(&meta.ino()).is_some_and(|tracked| tracked.is(file))
-                });
-                if !known {
-                    return Err(JournalError::Foreign { slot: op.slot.clone() });
-                }
-            }
-        }
-        let mut adopted = Vec::with_capacity(batch.len());
-        for op in batch {
-            adopted.push(match &op.content {
-                Some(Content::File(file, len)) => {
-                    let inode = file.metadata().map(|meta| meta.ino()).unwrap_or_default();
-                    bodies.by_inode.get_mut(&inode).map(|tracked| {
-                        tracked.body.upgrade().unwrap_or_else(|| {
-                            inner.bodies += len;
-                            let body = Arc::new(Body {
-                                number: tracked.number,
-                                path: tracked.path.clone(),
-                                file: file.clone(),
-                                len: *len,
-                                synced: AtomicBool::new(false),
-                                suspect: AtomicBool::new(false),
-                                graves: self.graves.clone(),
-                            });
-                            tracked.body = Arc::downgrade(&body);
-                            body
-                        })
-                    })
-                }
-                _ => None,
-            });
-        }
-        Ok(adopted)
-    }
-
-    fn new_body(&self) -> io::Result<Arc<File>> {
-        self.forget_bodies();
-        let mut bodies = self.bodies.lock();
-        let number = bodies.next_number;
-        bodies.next_number += 1;
-        let path = segment::path(&self.dir.join("bodies"), number, "body");
-        let file = Arc::new(
-            fs::OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&path)?,
-        );
-        let inode = file.metadata()?.ino();
-        let tracked = Tracked {
-            number,
-            path,
-            file: Arc::downgrade(&file),
-            body: Weak::new(),
-        };
-        bodies.by_inode.insert(inode, tracked);
-        self.names_unsynced.store(true, Ordering::SeqCst);
-        Ok(file)
-    }
-
-    /// Bytes of bodies that no batch has named yet.
-    fn open_bodies(&self) -> u64 {
-        let bodies = self.bodies.lock();
-        let open = bodies
-            .by_inode
-            .values()
-            .filter(|tracked| tracked.body.strong_count() == 0);
-        open.filter_map(|tracked| tracked.file.upgrade()?.metadata().ok())
-            .map(|meta| meta.blocks() * 512)
-            .sum()
-    }
-
-    /// Removes bodies that nobody has, and those whose last record is gone from the disk's point of view.
-    fn forget_bodies(&self) {
-        let durable = self.inner.lock().durable;
-        let mut dead: HashSet<u64> = HashSet::new();
-        let mut freed = 0;
-        self.graves.dead.lock().retain(|(seq, number, path, len)| {
-            if *seq > durable {
-                return true;
-            }
-            // One that stays is removed at the next open.
-            let _ = fs::remove_file(path);
-            dead.insert(*number);
-            freed += len;
-            false
-        });
-        let mut bodies = self.bodies.lock();
-        let waiting: HashSet<u64> = self.graves.dead.lock().iter().map(|(_, number, ..)| *number).collect();
-        bodies.by_inode.retain(|_, tracked| {
-            if dead.contains(&tracked.number) {
-                return false;
-            }
-            let unused = tracked.file.strong_count() == 0 && tracked.body.strong_count() == 0;
-            if unused && !waiting.contains(&tracked.number) {
-                let _ = fs::remove_file(&tracked.path);
-                return false;
-            }
-            true
-        });
-        drop(bodies);
-        let mut inner = self.inner.lock();
-        inner.bodies = inner.bodies.saturating_sub(freed);
-    }
-}
-
-impl Tracked {
-    fn is(&self, file: &Arc<File>) -> bool {
-        std::ptr::eq(self.file.as_ptr(), Arc::as_ptr(file))
     }
 }

@@ -4,7 +4,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use berth_console::DaemonStatus;
@@ -185,6 +185,11 @@ fn configured_keys(config: &Config) -> Option<(String, String)> {
     Some((config.s3.access_key.clone()?, config.s3.secret_key.clone()?))
 }
 
+/// The most disk that saves on their way to S3 may take.
+const JOURNAL_MAX: u64 = 2 << 30;
+/// How long the end of the daemon waits for S3; the rest stays in the journal.
+const DRAIN: Duration = Duration::from_secs(30);
+
 /// The mount, after a dead one of a killed daemon has been cleared away.
 pub async fn mount(config: &Config, store: Store, parts: &mut Parts) -> Result<(), Failure> {
     let path = &config.mount.path;
@@ -199,6 +204,11 @@ pub async fn mount(config: &Config, store: Store, parts: &mut Parts) -> Result<(
             cache_max: config.mount.cache_max.0,
             dir_ttl: config.mount.dir_ttl.0,
             cache_dir: config.paths.state.join("cache"),
+            journal_dir: journal_dir(config),
+            journal_max: JOURNAL_MAX,
+            sync: berth_mount::Sync::Journal,
+            sync_of: std::collections::BTreeMap::new(),
+            drain_timeout: DRAIN,
             uid: 0,
             gid: 0,
         },
@@ -208,6 +218,22 @@ pub async fn mount(config: &Config, store: Store, parts: &mut Parts) -> Result<(
     .map_err(|error| Failure::from_error(&error))?;
     parts.mount = Some(Arc::new(mount));
     Ok(())
+}
+
+/// One journal for each bucket: what was saved for one must never go to another.
+fn journal_dir(config: &Config) -> PathBuf {
+    let server = match &config.s3.endpoint {
+        Some(endpoint) => endpoint
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .collect(),
+        None => "embedded".to_owned(),
+    };
+    config
+        .paths
+        .state
+        .join("journal")
+        .join(format!("{server}.{}", config.s3.bucket))
 }
 
 fn excludes(config: &Config) -> Result<Excludes, Failure> {

@@ -1,0 +1,244 @@
+//! Laying what the journal has over the tree that S3's listing gave, when a mount starts.
+//!
+//! The journal says what is wanted, not what was done, so the order of its records does not matter here: first all removals,
+//! then what is there, then what the indexes have to say about it. Whether a request of the process that ended took effect is
+//! found out when the intent is carried out, as after any lost answer.
+
+use std::{sync::Arc, time::SystemTime};
+
+use crate::{
+    core::Core,
+    crash,
+    file::{Attachment, Base, File},
+    index::from_nanos,
+    journal::{Content, Held},
+    kernel::Notice,
+    pending::{Restored, Step, Want},
+    remote::apply_entry,
+    save::conflict_name,
+    tree::{DIR_PERM, FILE_PERM, Ino, Look, Node, Times, Tree},
+};
+
+impl Core {
+    /// Makes the tree show what was acknowledged before the last process ended.
+    pub(crate) fn lay_over(&self, restored: Vec<Restored>) {
+        crash::point("replay.begin");
+        let mut tree = self.tree.lock();
+        let mut notices = Vec::new();
+        let (mut removed, mut there, mut said) = (Vec::new(), Vec::new(), Vec::new());
+        for one in restored {
+            match &one {
+                Restored::Object { want: Want::Delete, .. } | Restored::Meta { entry: None, .. } => removed.push(one),
+                Restored::Object { .. } => there.push(one),
+                Restored::Meta { .. } => said.push(one),
+            }
+        }
+        let count = removed.len() + there.len() + said.len();
+        // Children before their folders.
+        removed.sort_by(|a, b| key_of(b).cmp(key_of(a)));
+        for one in &removed {
+            self.take_away(
+                &mut tree,
+                key_of(one),
+                matches!(one, Restored::Meta { .. }),
+                &mut notices,
+            );
+        }
+        for one in there {
+            self.put_there(&mut tree, one, &mut notices);
+        }
+        crash::point("replay.laid_over");
+        // Folders before their children.
+        said.sort_by(|a, b| key_of(a).cmp(key_of(b)));
+        for one in said {
+            self.say(&mut tree, one, &mut notices);
+        }
+        for app in self.intents.workspaces_with_metas() {
+            self.index.touch(&app);
+        }
+        drop(tree);
+        self.tell(notices);
+        if count > 0 {
+            tracing::info!(count, "changes that S3 has not got yet were taken from the journal");
+        }
+        crash::point("replay.end");
+    }
+
+    fn take_away(&self, tree: &mut Tree, key: &str, only_entry: bool, notices: &mut Vec<Notice>) {
+        let Some(ino) = tree.find(key) else { return };
+        let Ok(inode) = tree.get_mut(ino) else { return };
+        match &mut inode.node {
+            Node::Dir(dir) if only_entry => {
+                dir.indexed = false;
+                inode.perm = DIR_PERM;
+                self.prune(tree, ino, notices);
+            }
+            Node::Dir(dir) if key.ends_with('/') => {
+                dir.marker = false;
+                self.prune(tree, ino, notices);
+            }
+            Node::File(_) if only_entry => inode.perm = FILE_PERM,
+            Node::File(_) | Node::Symlink(_) => self.displace_file(tree, ino, notices),
+            _ => {}
+        }
+    }
+
+    fn put_there(&self, tree: &mut Tree, one: Restored, notices: &mut Vec<Notice>) {
+        let Restored::Object {
+            key,
+            want,
+            content,
+            mtime_ns,
+            seq,
+            ..
+        } = one
+        else {
+            return;
+        };
+        let time = from_nanos(mtime_ns);
+        if let Some(path) = key.strip_suffix('/') {
+            if let Some(ino) = self.folder(tree, path, SystemTime::now(), notices)
+                && let Ok(dir) = tree.dir_mut(ino)
+            {
+                dir.marker = true;
+            }
+            return;
+        }
+        let (above, name) = key.rsplit_once('/').unwrap_or(("", &key));
+        let Some(parent) = self.folder(tree, above, time, notices) else {
+            tracing::error!(
+                key,
+                "a saved file's folder is no folder any more; it stays in the journal"
+            );
+            return;
+        };
+        let (mut name, mut base, mut perm) = (name.to_owned(), None, FILE_PERM);
+        if let Some(there) = tree.child(parent, &name).ok().flatten() {
+            match tree
+                .get(there)
+                .map(|inode| (inode.perm, inode.file().cloned(), inode.is_dir()))
+            {
+                Ok((_, _, true)) => name = conflict_name(&name),
+                Ok((bits, file, _)) => {
+                    perm = if file.is_some() { bits } else { FILE_PERM };
+                    base = file.and_then(|file| file.state().base.clone());
+                    tree.detach(there, Attachment::Replaced);
+                }
+                Err(_) => return,
+            }
+        }
+        let aside = format!(
+            "{}{name}",
+            &key[..key.len() - key.rsplit('/').next().unwrap_or(&key).len()]
+        );
+        let Some(file) = file_of(tree, &want, content, base, Times::at(time), seq) else {
+            tracing::error!(key, "the journal has no content for a saved file");
+            return;
+        };
+        // Never local-only: what was saved before its name was put on that list goes to S3 all the same.
+        let look = Look {
+            local: false,
+            perm,
+            times: Times::at(time),
+        };
+        if tree
+            .insert(file.ino, parent, &name, look, Node::File(file.clone()))
+            .is_ok()
+            && aside != key
+        {
+            self.move_aside(tree, &file, key, aside);
+        }
+    }
+
+    /// A folder has the name now: the file is wanted beside it.
+    fn move_aside(&self, tree: &mut Tree, file: &Arc<File>, key: String, aside: String) {
+        tracing::warn!(
+            key,
+            conflict = aside,
+            "a folder has the name of a file saved here; the file is kept beside it"
+        );
+        let (held, kept, mtime_ns) = {
+            let state = file.state();
+            (
+                state.held.clone(),
+                state.kept,
+                crate::index::to_nanos(state.times.mtime),
+            )
+        };
+        let mut steps = vec![Step::Forget { key }];
+        let mut files = Vec::new();
+        match (held, file.state().base.clone()) {
+            (Some(held), _) => {
+                files.push((file.clone(), aside.clone(), kept));
+                steps.push(Step::Put {
+                    key: aside,
+                    content: Content::Held(held),
+                    remote: None,
+                    mtime_ns,
+                    from: None,
+                });
+            }
+            (None, Some(from)) => steps.push(Step::Copy {
+                key: aside,
+                from,
+                remote: None,
+                mtime_ns,
+            }),
+            (None, None) => return,
+        }
+        self.enter(tree, steps, &files);
+    }
+
+    fn say(&self, tree: &mut Tree, one: Restored, notices: &mut Vec<Notice>) {
+        let Restored::Meta {
+            key,
+            entry: Some(entry),
+        } = one
+        else {
+            return;
+        };
+        let now = SystemTime::now();
+        let ino = match tree.find(&key) {
+            Some(ino) => Some(ino),
+            None => match entry.kind {
+                berth_workspace::EntryKind::Dir => self.folder(tree, &key, now, notices),
+                berth_workspace::EntryKind::Symlink => {
+                    self.place_symlink(tree, &key, entry.target.as_deref(), now, notices)
+                }
+                berth_workspace::EntryKind::File => None,
+            },
+        };
+        if let Some(ino) = ino {
+            apply_entry(tree, ino, &entry, now);
+        }
+    }
+}
+
+fn key_of(one: &Restored) -> &str {
+    match one {
+        Restored::Object { key, .. } | Restored::Meta { key, .. } => key,
+    }
+}
+
+fn file_of(
+    tree: &mut Tree,
+    want: &Want,
+    content: Option<Arc<Held>>,
+    base: Option<Base>,
+    times: Times,
+    seq: u64,
+) -> Option<Arc<File>> {
+    let ino: Ino = tree.number();
+    match want {
+        Want::Put => Some(File::held(ino, content?, base, times, seq)),
+        Want::Copy { key, etag, size } => {
+            let from = Base {
+                key: key.clone(),
+                etag: etag.clone(),
+                size: *size,
+            };
+            Some(File::stored(ino, from, times))
+        }
+        Want::Delete => None,
+    }
+}
