@@ -30,6 +30,7 @@ use crate::{
     save::Unsaved,
     sync::Readers,
     tree::{Ino, Node, ROOT, Tree},
+    unshown::Record,
 };
 
 /// An open file or folder.
@@ -61,6 +62,7 @@ pub(crate) struct Core {
     pub(crate) index: IndexWriter,
     pub(crate) budget: Arc<LocalBudget>,
     pub(crate) kernel: KernelNotices,
+    pub(crate) unshown: Record,
     pub(crate) rt: tokio::runtime::Handle,
     pub(crate) ended: AtomicBool,
     handles: Mutex<HashMap<u64, Opened>>,
@@ -90,6 +92,7 @@ impl Core {
             readers: Readers::default(),
             index: IndexWriter::default(),
             kernel,
+            unshown: Record::default(),
             rt: tokio::runtime::Handle::current(),
             ended: AtomicBool::new(false),
             handles: Mutex::default(),

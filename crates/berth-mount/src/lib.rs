@@ -40,6 +40,7 @@ mod replay;
 mod save;
 mod sync;
 mod tree;
+mod unshown;
 
 use std::{
     collections::BTreeMap,
@@ -52,6 +53,7 @@ use berth_store::StoreError;
 use berth_workspace::Excludes;
 
 pub use mount::{Mount, clear_stale};
+pub use unshown::{Unshown, UnshownObject, Why};
 
 /// Where and how the bucket is mounted.
 #[derive(Debug, Clone)]

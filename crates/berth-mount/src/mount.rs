@@ -23,7 +23,7 @@ use nix::{
 };
 
 use crate::{
-    JournalUsage, LocalUsage, MountConfig, MountError, Pending,
+    JournalUsage, LocalUsage, MountConfig, MountError, Pending, Unshown,
     answer::BerthFs,
     cache::Contents,
     core::Core,
@@ -174,6 +174,12 @@ impl Mount {
     #[must_use]
     pub fn local_usage(&self) -> LocalUsage {
         self.core.budget.usage()
+    }
+
+    /// What the bucket holds and the mount does not show.
+    #[must_use]
+    pub fn unshown(&self) -> Unshown {
+        self.core.unshown.report()
     }
 
     /// What is written and not yet in S3.

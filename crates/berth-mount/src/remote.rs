@@ -22,6 +22,7 @@ use crate::{
     index::{from_nanos, is_file},
     kernel::Notice,
     tree::{DIR_PERM, Dir, FILE_PERM, Ino, Look, Node, ROOT, Times, Tree},
+    unshown::{Why, classify},
 };
 
 /// Everything below is Berth's own.
@@ -80,6 +81,9 @@ impl Core {
         if let Some(app) = index::workspace_of_key(key) {
             return self.on_index_change(app, &change).await;
         }
+        if let Change::Deleted { key } = &change {
+            self.unshown.forget(key);
+        }
         if is_hidden(key) || self.is_known(&change) {
             return;
         }
@@ -109,6 +113,9 @@ impl Core {
             }
         }
         self.tell(notices);
+        if let Change::Deleted { key } = &change {
+            self.show_again(key);
+        }
     }
 
     /// Whether the tree already says so.
@@ -218,7 +225,7 @@ impl Core {
                 Some(ino) if tree.get(ino).is_ok_and(crate::tree::Inode::is_dir) => ino,
                 other => {
                     if let Some(file) = other {
-                        tracing::warn!(path, "an object has the name of a folder; the object is not shown");
+                        self.unshown.note(&tree.key(file).ok()?, Why::NameOfFolder);
                         tree.detach(file, Attachment::Replaced);
                     }
                     let ino = tree.number();
@@ -251,9 +258,12 @@ impl Core {
             Some(path) => (path, Shape::Dir),
             None => (info.key.as_str(), Shape::File),
         };
-        if !is_path(path) || is_hidden(path) || self.is_local(false, path, shape) {
-            tracing::debug!(key = info.key, "not shown: no path, or excluded");
+        if is_hidden(path) {
             return;
+        }
+        let excluded = || self.is_local(false, path, shape).then_some(Why::Excluded);
+        if let Some(why) = classify(&info.key).or_else(excluded) {
+            return self.unshown.note(&info.key, why);
         }
         if shape == Shape::Dir {
             if let Some(ino) = self.folder(tree, path, info.modified, notices)
@@ -291,6 +301,7 @@ impl Core {
             )
             .is_ok()
         {
+            self.unshown.forget(&info.key);
             if let Ok(inode) = tree.get_mut(parent)
                 && !inode.times.explicit
             {
@@ -308,10 +319,7 @@ impl Core {
         let inode = tree.get(ino).ok()?;
         let perm = match &inode.node {
             Node::Dir(_) => {
-                tracing::warn!(
-                    key = info.key,
-                    "an object has the name of a folder; the object is not shown"
-                );
+                self.unshown.note(&info.key, Why::NameOfFolder);
                 return None;
             }
             Node::Symlink(_) | Node::Special(_) => FILE_PERM,
@@ -562,8 +570,7 @@ fn holds_anything(tree: &Tree, ino: Ino) -> bool {
 
 /// Whether a key is a path as a file system has them.
 fn is_path(key: &str) -> bool {
-    key.split('/')
-        .all(|name| !name.is_empty() && name != "." && name != ".." && name.len() <= 255 && !name.contains('\0'))
+    classify(key).is_none() && !key.ends_with('/')
 }
 
 fn is_hidden(key: &str) -> bool {
