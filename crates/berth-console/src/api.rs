@@ -1,6 +1,6 @@
 //! The routes of the admin API and what they answer.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use axum::{
     Json, Router,
@@ -13,7 +13,7 @@ use berth_host::{AppSnapshot, Host, InvalidWorkspace};
 use berth_workspace::AppName;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::ApiError, session, stream};
+use crate::{error::ApiError, metrics, session, stream};
 
 /// What the API works on.
 #[derive(Clone)]
@@ -49,6 +49,24 @@ pub struct DaemonStatus {
     pub local: berth_mount::LocalUsage,
     /// Saves that are not yet in S3.
     pub pending: berth_mount::Pending,
+    /// Objects of the bucket that the mount does not show.
+    #[serde(default)]
+    pub unshown: berth_mount::Unshown,
+    /// How the S3 server gets on.
+    #[serde(default)]
+    pub s3: S3Status,
+}
+
+/// How the S3 server gets on with the daemon.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct S3Status {
+    /// Why saves do not get there at this moment, in words; none when they do.
+    pub trouble: Option<String>,
+    /// How changes made elsewhere come to be known.
+    pub feed: Option<berth_store::Feed>,
+    /// What became of the hints that hosts give each other, where they do.
+    pub hints: Option<berth_store::HintCounts>,
 }
 
 /// All workspaces.
@@ -58,12 +76,19 @@ pub struct AppList {
     pub apps: Vec<AppSnapshot>,
     /// Folders whose names no app can have.
     pub invalid: Vec<InvalidWorkspace>,
+    /// Saves that are not yet in S3.
+    #[serde(default)]
+    pub pending: berth_mount::Pending,
+    /// Why they do not get there at this moment, in words.
+    #[serde(default)]
+    pub s3_trouble: Option<String>,
 }
 
 /// The API's router.
 pub fn router(api: Api) -> Router {
     Router::new()
         .route("/v1/status", get(status))
+        .route("/metrics", get(metrics))
         .route("/v1/apps", get(list))
         .route("/v1/apps/{name}", get(one))
         .route("/v1/apps/{name}/start", post(start))
@@ -97,10 +122,17 @@ async fn status(State(api): State<Api>) -> Json<DaemonStatus> {
     Json((api.status)())
 }
 
+async fn metrics(State(api): State<Api>) -> Response {
+    metrics::answer(&(api.status)(), SystemTime::now())
+}
+
 async fn list(State(api): State<Api>) -> Json<AppList> {
+    let status = (api.status)();
     Json(AppList {
         apps: api.host.apps(),
         invalid: api.host.invalid(),
+        pending: status.pending,
+        s3_trouble: status.s3.trouble,
     })
 }
 

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //!   GET  /v1/status                     the daemon itself
+//!   GET  /metrics                       the same as numbers, for Prometheus
 //!   GET  /v1/apps                       all apps, and folders that cannot be apps
 //!   GET  /v1/apps/NAME                  one app
 //!   POST /v1/apps/NAME/{start,stop,restart}
@@ -23,9 +24,10 @@ mod api;
 mod error;
 pub mod frames;
 mod listen;
+mod metrics;
 mod session;
 mod stream;
 
-pub use api::{Api, AppList, DaemonStatus, router};
+pub use api::{Api, AppList, DaemonStatus, S3Status, router};
 pub use listen::{ListenError, bind, serve};
 pub use session::RunParameters;

@@ -1,9 +1,14 @@
 //! `berth ps`, `stats`, `inspect`, `start`, `stop`, `restart`, `status`.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
 
 use berth_console::{AppList, DaemonStatus};
 use berth_host::{AppSnapshot, ColdStart};
+use berth_mount::{Pending, Unshown, Why};
+use berth_store::Feed;
 
 use super::{print_json, print_line, table};
 use crate::{
@@ -53,7 +58,31 @@ pub async fn ps(client: &Client, json: bool) -> Result<ExitCode, Failure> {
         ]);
     }
     print_line(&table::render(&shown));
+    if let Some(line) = waiting(&list.pending, list.s3_trouble.as_deref(), SystemTime::now()) {
+        print_line(&format!("\n{line}"));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is saved and not yet in S3, and why; none when there is nothing.
+pub fn waiting(pending: &Pending, trouble: Option<&str>, now: SystemTime) -> Option<String> {
+    if pending.count == 0 {
+        return None;
+    }
+    let saves = if pending.count == 1 { "save" } else { "saves" };
+    let mut line = format!(
+        "{} {saves} ({}) not yet in S3",
+        pending.count,
+        table::bytes(pending.bytes)
+    );
+    if let Some(age) = pending.oldest.and_then(|since| now.duration_since(since).ok()) {
+        let oldest = if pending.count == 1 { "" } else { "the oldest " };
+        line.push_str(&format!(", {oldest}for {}", table::age(age)));
+    }
+    if let Some(trouble) = trouble {
+        line.push_str(&format!(": {trouble}"));
+    }
+    Some(line)
 }
 
 fn since(app: &AppSnapshot) -> Duration {
@@ -199,9 +228,72 @@ pub async fn status(client: &Client, json: bool) -> Result<ExitCode, Failure> {
             table::bytes(status.local.bytes)
         ),
     );
-    line(
-        "Not yet in S3",
-        format!("{} files, {}", status.pending.count, table::bytes(status.pending.bytes)),
-    );
+    let waits = waiting(&status.pending, status.s3.trouble.as_deref(), SystemTime::now());
+    line("Not yet in S3", waits.unwrap_or_else(|| "nothing".into()));
+    if let Some(trouble) = status.s3.trouble {
+        line("S3 trouble", trouble);
+    }
+    line("Changes elsewhere", seen_by(status.s3.feed).into());
+    if let Some(hints) = status.s3.hints {
+        let dropped = hints.foreign + hints.forged + hints.stale + hints.repeated;
+        line(
+            "Hints",
+            format!("{} sent, {} heard, {dropped} dropped", hints.sent, hints.heard),
+        );
+    }
+    line("Not shown", not_shown(&status.unshown));
+    for object in status
+        .unshown
+        .objects
+        .iter()
+        .filter(|object| object.why != Why::Excluded)
+    {
+        line("", format!("{}: {}", object.key, object.why.words()));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn seen_by(feed: Option<Feed>) -> &'static str {
+    match feed {
+        Some(Feed::Embedded) => "at once, from the embedded server",
+        Some(Feed::Events) => "at once, from the server's event stream",
+        Some(Feed::List) => "by listing: the server has no event stream",
+        None => "not known",
+    }
+}
+
+fn not_shown(unshown: &Unshown) -> String {
+    let mut told = match unshown.count {
+        0 => "nothing".to_owned(),
+        1 => "1 object of the bucket".to_owned(),
+        count => format!("{count} objects of the bucket"),
+    };
+    if unshown.excluded > 0 {
+        told.push_str(&format!(", and {} on excluded paths", unshown.excluded));
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_yet_in_s3_is_said_with_its_age_and_the_reason() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let mut pending = Pending::default();
+        assert_eq!(waiting(&pending, None, now), None);
+        pending.count = 3;
+        pending.bytes = 1_258_291;
+        pending.oldest = Some(now - Duration::from_secs(12));
+        assert_eq!(
+            waiting(&pending, Some("S3 does not answer"), now).as_deref(),
+            Some("3 saves (1.2 MiB) not yet in S3, the oldest for 12s: S3 does not answer")
+        );
+        pending.count = 1;
+        assert_eq!(
+            waiting(&pending, None, now).as_deref(),
+            Some("1 save (1.2 MiB) not yet in S3, for 12s")
+        );
+    }
 }

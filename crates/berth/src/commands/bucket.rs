@@ -34,7 +34,7 @@ pub fn run(command: &cli::S3, config: &Config) -> Result<ExitCode, Failure> {
 }
 
 /// The keys in force. Those of the embedded server are made by the daemon's first start.
-fn keys(config: &Config) -> Result<(String, String), Failure> {
+pub fn keys(config: &Config) -> Result<(String, String), Failure> {
     if let (Some(access), Some(secret)) = (&config.s3.access_key, &config.s3.secret_key) {
         return Ok((access.clone(), secret.clone()));
     }

@@ -10,6 +10,8 @@ mod table;
 
 use std::{path::PathBuf, process::ExitCode};
 
+pub use apps::waiting;
+pub use bucket::keys as s3_keys;
 use clap::CommandFactory;
 
 use crate::{

@@ -75,13 +75,14 @@ const FAMILIAR: [(&str, &str, &str); 9] = [
 ];
 
 /// Keys that have no default and so do not show in the table of defaults; all are text.
-const WITHOUT_DEFAULT: [(&str, &str); 7] = [
+const WITHOUT_DEFAULT: [(&str, &str); 8] = [
     ("paths", "images"),
     ("paths", "recipes"),
     ("s3", "endpoint"),
     ("s3", "access_key"),
     ("s3", "secret_key"),
     ("s3", "session_token"),
+    ("s3", "hint_listen"),
     ("admin", "socket"),
 ];
 
@@ -236,6 +237,11 @@ fn set(table: &mut toml::Table, section: &str, key: &str, value: toml::Value) {
     }
 }
 
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
 /// Rules that types do not express.
 fn check(config: &Config) -> Result<(), ConfigError> {
     let rule = |place, message: String| Err(ConfigError::Rule { place, message });
@@ -262,6 +268,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             "an external server needs access_key and secret_key (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
                 .into(),
         );
+    }
+    if let Some(peer) = config.s3.hint_peers.iter().find(|peer| !is_host_and_port(peer)) {
+        return rule("[s3] hint_peers", format!("{peer:?} is not HOST:PORT"));
     }
     if config.edge.listen.is_empty() {
         return rule("[edge] listen", "at least one address is needed".into());
@@ -347,6 +356,22 @@ mod tests {
         );
         let error = from("", &[("BERTH_EGDE_LISTEN", "x")]).unwrap_err().to_string();
         assert!(error.contains("BERTH_EGDE_LISTEN"), "{error}");
+    }
+
+    #[test]
+    fn hosts_to_tell_of_changes_are_checked_when_the_file_is_read() {
+        let config = from(
+            "[s3]\nhint_listen = \"[::]:7947\"\nhint_peers = [\"b.example:7947\"]\n",
+            &[],
+        )
+        .unwrap();
+        assert_eq!(config.s3.hint_listen.map(|address| address.port()), Some(7947));
+        for wrong in ["b.example", "b.example:0", ":7947", "b.example:port"] {
+            let error = from(&format!("[s3]\nhint_peers = [\"{wrong}\"]\n"), &[]).unwrap_err();
+            assert!(error.to_string().contains("HOST:PORT"), "{error}");
+        }
+        let config = from("", &[("BERTH_S3_HINT_LISTEN", "0.0.0.0:7947")]).unwrap();
+        assert!(config.s3.hint_listen.is_some());
     }
 
     #[test]

@@ -75,6 +75,9 @@ pub struct S3 {
     pub session_token: Option<String>,
     pub path_style: bool,
     pub poll_interval: Span,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint_listen: Option<SocketAddr>,
+    pub hint_peers: Vec<String>,
 }
 
 /// `[mount]`
@@ -211,6 +214,8 @@ impl Default for S3 {
             session_token: None,
             path_style: true,
             poll_interval: Span(std::time::Duration::from_secs(15)),
+            hint_listen: None,
+            hint_peers: Vec::new(),
         }
     }
 }

@@ -1,30 +1,43 @@
 //! The command: asks the configuration and the rest of Berth for what the checks need, and shows what they found.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
+use berth_console::DaemonStatus;
 use berth_image::ImageStore;
+use berth_mount::Why;
+use berth_store::{Store, StoreConfig, StoreError};
 
-use super::{Check, ImageProblem, ImageState, Port, Status, StoreAnswer, Subject, resolve, run, worst};
+use super::{
+    Check, DaemonState, ImageProblem, ImageState, Port, Status, StoreAnswer, StoreProblem, Subject, resolve, run, worst,
+};
 use crate::client::Client;
+use crate::commands::{s3_keys, waiting};
 use crate::config::{Config, IMAGES};
 use crate::failure::Failure;
 
 /// How long S3 is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// An answer's headers are not longer than this.
-const MOST_HEADERS: u64 = 16 << 10;
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// `berth doctor`: exit code 1 when something does not work, 0 otherwise, warnings included.
 pub async fn command(config: Config, json: bool) -> Result<ExitCode, Failure> {
-    let running = Client::new(config.admin_socket())
-        .get::<serde_json::Value>("/v1/status")
+    let daemon = Client::new(config.admin_socket())
+        .get::<DaemonStatus>("/v1/status")
         .await
-        .is_ok();
-    // The checks block: on names, on disks, on S3.
-    let checks = tokio::task::spawn_blocking(move || look(&config, running)).await;
+        .ok();
+    let endpoint = config
+        .s3
+        .endpoint
+        .clone()
+        .unwrap_or_else(|| format!("http://{}", config.s3.listen));
+    // The embedded server answers only while the daemon runs.
+    let store = match config.s3.endpoint.is_some() || daemon.is_some() {
+        true => Some(examine(&config, &endpoint).await),
+        false => None,
+    };
+    // The checks block: on names and on disks.
+    let checks = tokio::task::spawn_blocking(move || look(&config, &endpoint, daemon.as_ref(), store.as_ref())).await;
     let checks = checks.map_err(|error| Failure::from_error(&error))?;
     let text = if json {
         serde_json::to_string_pretty(&checks).map_err(|error| Failure::from_error(&error))?
@@ -40,12 +53,12 @@ pub async fn command(config: Config, json: bool) -> Result<ExitCode, Failure> {
     })
 }
 
-fn look(config: &Config, running: bool) -> Vec<Check> {
-    let endpoint = config
-        .s3
-        .endpoint
-        .clone()
-        .unwrap_or_else(|| format!("http://{}", config.s3.listen));
+fn look(
+    config: &Config,
+    endpoint: &str,
+    daemon: Option<&DaemonStatus>,
+    store: Option<&Result<StoreAnswer, StoreProblem>>,
+) -> Vec<Check> {
     let mut ports: Vec<_> = config
         .edge
         .listen
@@ -62,25 +75,29 @@ fn look(config: &Config, running: bool) -> Vec<Check> {
         });
     }
     let mut names = vec![config.domain.clone()];
-    names.extend(
-        Endpoint::parse(&endpoint)
-            .map(|endpoint| endpoint.host)
-            .filter(|_| config.s3.endpoint.is_some()),
-    );
+    names.extend(host_of(endpoint).filter(|_| config.s3.endpoint.is_some()));
     names.dedup();
     run(&Subject {
         state_dir: config.paths.state.clone(),
         run_dir: config.paths.run.clone(),
         log_dir: config.paths.logs.clone(),
         mountpoint: config.mount.path.clone(),
-        running,
+        journal_dir: config.paths.state.join("journal"),
+        running: daemon.is_some(),
+        daemon: daemon.map(daemon_state),
         embedded_store: config.s3.endpoint.is_none(),
         network: config.network.egress,
         ports,
         names,
         ca_bundle: std::env::var_os("SSL_CERT_FILE").map(Into::into),
         resolve: &resolve,
-        store: &|| ask(&endpoint),
+        store: &|| match store {
+            Some(found) => found.clone(),
+            None => Err(StoreProblem {
+                found: "was not asked".into(),
+                mend: "start `berth serve`".into(),
+            }),
+        },
         images: &|| images(config),
     })
 }
@@ -127,132 +144,125 @@ fn shown(checks: &[Check]) -> String {
     text
 }
 
-/// An S3 endpoint's parts.
-#[derive(Debug, PartialEq, Eq)]
-struct Endpoint {
-    secure: bool,
-    host: String,
-    port: u16,
+/// The host that an S3 endpoint names.
+fn host_of(url: &str) -> Option<String> {
+    let uri: http::Uri = url.parse().ok()?;
+    uri.scheme_str()?;
+    Some(uri.host()?.trim_matches(['[', ']']).to_owned())
 }
 
-impl Endpoint {
-    fn parse(url: &str) -> Option<Self> {
-        let uri: http::Uri = url.parse().ok()?;
-        let secure = uri.scheme_str()? == "https";
-        let host = uri.host()?.trim_matches(['[', ']']).to_owned();
-        Some(Self {
-            secure,
-            host,
-            port: uri.port_u16().unwrap_or(if secure { 443 } else { 80 }),
-        })
-    }
-}
-
-/// Asks an S3 server anything: its refusal also has the time in it. One that speaks TLS is only connected to, and its time asked
-/// for on port 80, where the large providers answer too.
-fn ask(endpoint: &str) -> Result<StoreAnswer, String> {
-    let endpoint = Endpoint::parse(endpoint).ok_or_else(|| format!("`{endpoint}` is no http or https address"))?;
-    let begun = Instant::now();
-    let said = |error: io::Error| format!("{} port {}: {error}", endpoint.host, endpoint.port);
-    let stream = connect(&endpoint.host, endpoint.port).map_err(said)?;
-    let date = if endpoint.secure {
-        connect(&endpoint.host, 80)
-            .and_then(|stream| date(stream, &endpoint.host))
-            .unwrap_or(None)
-    } else {
-        date(stream, &endpoint.host).map_err(said)?
+/// Finds out about the S3 server, with the keys that the daemon uses.
+async fn examine(config: &Config, endpoint: &str) -> Result<StoreAnswer, StoreProblem> {
+    let (access_key, secret_key) = s3_keys(config).map_err(|failure| StoreProblem {
+        found: failure.to_string(),
+        mend: "run this as root, or set access_key and secret_key in [s3]".into(),
+    })?;
+    let embedded = config.s3.endpoint.is_none();
+    let wanted = StoreConfig {
+        endpoint: Some(endpoint.to_owned()),
+        region: config.s3.region.clone(),
+        bucket: config.s3.bucket.clone(),
+        access_key,
+        secret_key,
+        session_token: config.s3.session_token.clone(),
+        path_style: config.s3.path_style || embedded,
+        poll_interval: config.s3.poll_interval.0,
     };
+    let found = match tokio::time::timeout(PATIENCE, Store::examine(&wanted)).await {
+        Ok(found) => found.map_err(|error| problem(&error))?,
+        Err(_) => {
+            return Err(StoreProblem {
+                found: format!(
+                    "{endpoint} takes connections and gives no answer within {} s",
+                    PATIENCE.as_secs()
+                ),
+                mend: "see the server's log, and that nothing between it and this host holds requests back".into(),
+            });
+        }
+    };
+    let abilities = found.abilities;
+    let conditions = [
+        ("PUT", abilities.conditional_put),
+        ("DELETE", abilities.conditional_delete),
+        ("COPY", abilities.conditional_copy && abilities.conditional_copy_source),
+    ];
     Ok(StoreAnswer {
-        date,
-        received: SystemTime::now(),
-        took: begun.elapsed(),
+        server_time: found.server_time,
+        received: found.at,
+        took: found.took,
+        ignored: conditions
+            .into_iter()
+            .filter(|(_, heeded)| !heeded)
+            .map(|(name, _)| name)
+            .collect(),
+        etag_in_list: found.etag_in_list,
+        events: found.events,
+        fed: embedded,
+        poll_interval: wanted.poll_interval,
     })
 }
 
-fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in (host, port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
+/// What to do about it; the error says most of it itself.
+fn problem(error: &StoreError) -> StoreProblem {
+    let mend = match error {
+        StoreError::WrongKey { .. } => "set [s3] access_key and secret_key (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
+        StoreError::Forbidden { .. } => "give the key the rights to list, read, write and delete in the bucket",
+        StoreError::ClockSkew { .. } => "let the host keep time: timedatectl set-ntp true, or install chrony",
+        StoreError::Tls { .. } => "mend the certificate or this host's trust in it, as said; or see [s3] endpoint",
+        StoreError::NotS3 { .. } => "see [s3] endpoint: the address and the port",
+        StoreError::NoSuchBucket { .. } => {
+            "`berth serve` makes it where the key may do that; else make it, or see [s3] bucket"
         }
+        _ => "see that [s3] endpoint is right and reachable; the embedded server answers only while `berth serve` runs",
+    };
+    StoreProblem {
+        found: berth_workspace::chain(error),
+        mend: mend.into(),
     }
-    Err(last)
 }
 
-/// Sends one request and takes the `Date` out of the answer's headers.
-fn date(mut stream: TcpStream, host: &str) -> io::Result<Option<String>> {
-    write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    // A server that hangs up rudely after its answer has answered all the same.
-    let read = stream.take(MOST_HEADERS).read_to_end(&mut answer);
-    if answer.is_empty() {
-        read?;
+/// What the daemon says, as the checks need it.
+fn daemon_state(status: &DaemonStatus) -> DaemonState {
+    let now = SystemTime::now();
+    let named = status
+        .unshown
+        .objects
+        .iter()
+        .filter(|object| object.why != Why::Excluded);
+    DaemonState {
+        waiting: waiting(&status.pending, status.s3.trouble.as_deref(), now),
+        oldest: status.pending.oldest.and_then(|since| now.duration_since(since).ok()),
+        unshown: status.unshown.count,
+        unshown_objects: named
+            .map(|object| format!("{} ({})", object.key, object.why.words()))
+            .collect(),
     }
-    if !answer.starts_with(b"HTTP/1.") {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "what answers does not speak HTTP",
-        ));
-    }
-    Ok(date_header(&String::from_utf8_lossy(&answer)))
-}
-
-fn date_header(answer: &str) -> Option<String> {
-    let headers = answer.split("\r\n\r\n").next()?.lines().skip(1);
-    headers
-        .filter_map(|line| line.split_once(':'))
-        .find_map(|(name, value)| name.eq_ignore_ascii_case("date").then(|| value.trim().to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
-    use std::net::TcpListener;
-
     use super::*;
 
     #[test]
-    fn endpoints_have_the_port_of_their_scheme_unless_they_say_another() {
-        let parts = |url: &str| Endpoint::parse(url).map(|found| (found.secure, found.host, found.port));
-        assert_eq!(parts("https://s3.example"), Some((true, "s3.example".into(), 443)));
-        assert_eq!(parts("http://10.0.0.1:9000/"), Some((false, "10.0.0.1".into(), 9000)));
-        assert_eq!(parts("http://[::1]:9000"), Some((false, "::1".into(), 9000)));
-        assert_eq!(parts("s3.example"), None);
-        assert_eq!(parts(""), None);
+    fn an_endpoint_names_a_host() {
+        assert_eq!(host_of("https://s3.example").as_deref(), Some("s3.example"));
+        assert_eq!(host_of("http://10.0.0.1:9000/").as_deref(), Some("10.0.0.1"));
+        assert_eq!(host_of("http://[::1]:9000").as_deref(), Some("::1"));
+        assert_eq!(host_of("s3.example"), None);
+        assert_eq!(host_of(""), None);
     }
 
     #[test]
-    fn the_date_of_a_refusal_is_taken() {
-        let server = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = server.local_addr().unwrap();
-        let serving = std::thread::spawn(move || {
-            let (mut stream, _) = server.accept().unwrap();
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                request.extend(byte);
-            }
-            stream
-                .write_all(
-                    b"HTTP/1.1 403 Forbidden\r\nserver: x\r\nDATE: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\ndate: no",
-                )
-                .unwrap();
-        });
-        let answer = ask(&format!("http://{address}")).unwrap();
-        serving.join().unwrap();
-        assert_eq!(answer.date.as_deref(), Some("Sun, 06 Nov 1994 08:49:37 GMT"));
-        assert!(
-            ask(&format!("http://{address}"))
-                .unwrap_err()
-                .contains(&address.port().to_string()),
-            "nobody is there now"
-        );
-        assert_eq!(date_header("HTTP/1.1 200 OK\r\n\r\nDate: in the body"), None);
+    fn what_is_wrong_with_s3_is_told_with_the_key_of_the_configuration_to_look_at() {
+        let wrong = StoreError::WrongKey {
+            act: berth_store::Act::Connect,
+            target: "s3://b".into(),
+            endpoint: "http://s3".into(),
+            code: "SignatureDoesNotMatch".into(),
+        };
+        let told = problem(&wrong);
+        assert!(told.found.contains("SignatureDoesNotMatch"), "{told:?}");
+        assert!(told.mend.contains("secret_key"), "{told:?}");
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! * [`kernel`]: version, namespaces, file systems, seccomp, links, nftables;
 //! * [`cgroups`]: which hierarchy, and its controllers;
 //! * [`host`]: capabilities, ports, disk, folders, names, certificates;
-//! * [`store`]: S3 and the clock.
+//! * [`store`]: S3, the clock, what is not yet in S3 and what is not shown of it.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -106,15 +106,47 @@ pub struct Port {
     pub address: SocketAddr,
 }
 
-/// What an S3 server said to any request, a refused one too.
+/// What an S3 server said, and is found to be.
 #[derive(Clone, Debug)]
 pub struct StoreAnswer {
-    /// Its `Date` header as it came.
-    pub date: Option<String>,
-    /// When the answer was there, by our clock.
+    /// What time it is there, if it says so.
+    pub server_time: Option<SystemTime>,
+    /// When it said so, by our clock.
     pub received: SystemTime,
-    /// How long it took.
+    /// How long a small request took.
     pub took: Duration,
+    /// The requests whose conditions it ignores: `PUT`, `DELETE`, `COPY`.
+    pub ignored: Vec<&'static str>,
+    /// Whether a listing says which version each object is.
+    pub etag_in_list: bool,
+    /// Whether it has an event stream, if it says so.
+    pub events: Option<bool>,
+    /// Whether the daemon feeds itself with the changes.
+    pub fed: bool,
+    /// The longest time between two listings.
+    pub poll_interval: Duration,
+}
+
+/// Why an S3 server cannot be used.
+#[derive(Clone, Debug)]
+pub struct StoreProblem {
+    /// In words.
+    pub found: String,
+    /// What to do about it.
+    pub mend: String,
+}
+
+/// What the running daemon says about its saves and its mount.
+#[derive(Clone, Debug, Default)]
+pub struct DaemonState {
+    /// What is not yet in S3, in words; none when all is.
+    pub waiting: Option<String>,
+    /// How long the oldest of it waits.
+    pub oldest: Option<Duration>,
+    /// Objects that the mount does not show.
+    pub unshown: u64,
+    /// Some of them, each with the reason.
+    pub unshown_objects: Vec<String>,
 }
 
 /// One image and what became of checking it.
@@ -145,8 +177,12 @@ pub struct Subject<'a> {
     pub log_dir: PathBuf,
     /// Where the bucket is mounted.
     pub mountpoint: PathBuf,
+    /// The folder of what is saved and not yet in S3.
+    pub journal_dir: PathBuf,
     /// Whether a daemon with this configuration answers on its admin socket: then its ports and its mount are expected.
     pub running: bool,
+    /// What it says, if it answers.
+    pub daemon: Option<DaemonState>,
     /// Whether the store is the daemon's own: then it cannot answer while no daemon runs.
     pub embedded_store: bool,
     /// Whether sandboxes are given a way out.
@@ -159,8 +195,8 @@ pub struct Subject<'a> {
     pub ca_bundle: Option<PathBuf>,
     /// Resolves a name; the error in words.
     pub resolve: &'a dyn Fn(&str) -> Result<Vec<IpAddr>, String>,
-    /// Asks the S3 server anything; the error in words.
-    pub store: &'a dyn Fn() -> Result<StoreAnswer, String>,
+    /// Finds out about the S3 server.
+    pub store: &'a dyn Fn() -> Result<StoreAnswer, StoreProblem>,
     /// Checks every image there should be.
     pub images: &'a dyn Fn() -> Vec<ImageState>,
 }
@@ -179,6 +215,9 @@ pub fn run(subject: &Subject<'_>) -> Vec<Check> {
     } else {
         store::checks(subject.store)
     });
+    if let Some(daemon) = &subject.daemon {
+        checks.extend(store::daemon_checks(daemon, &subject.journal_dir));
+    }
     checks.extend((subject.images)().into_iter().map(image));
     checks
 }
@@ -218,7 +257,9 @@ mod tests {
             run_dir: folder.path().into(),
             log_dir: folder.path().into(),
             mountpoint: folder.path().join("none"),
+            journal_dir: folder.path().into(),
             running: false,
+            daemon: Some(DaemonState::default()),
             embedded_store: false,
             network: true,
             ports: vec![Port {
@@ -228,7 +269,12 @@ mod tests {
             names: vec!["localhost".into()],
             ca_bundle: None,
             resolve: &resolve,
-            store: &|| Err("connection refused".into()),
+            store: &|| {
+                Err(StoreProblem {
+                    found: "connection refused".into(),
+                    mend: "start it".into(),
+                })
+            },
             images: &|| {
                 vec![
                     ImageState {

@@ -119,12 +119,13 @@ async fn up(
 ) -> Result<Option<Running>, Failure> {
     parts::ports_are_free(&config.edge.listen)?;
     let (store, endpoint) = parts::storage(config, built).await?;
+    parts::hints(config, &store, built).await?;
     parts::mount(config, store.clone(), built).await?;
     let images = parts::images(config, built)?;
-    let host = parts::host(config, store, images, spawner, built).await?;
+    let host = parts::host(config, store.clone(), images, spawner, built).await?;
     let apps = Arc::new(HostedApps::new(host.clone(), config.domain.clone()));
     let edge = parts::edge(config, apps).await?;
-    let status = parts::status_source(config, endpoint, &edge, built);
+    let status = parts::status_source(config, (store, endpoint), &edge, built);
     let (stop_admin, stopped) = oneshot::channel::<()>();
     let router = berth_console::router(Api {
         host,
@@ -190,6 +191,8 @@ fn daemon_status(config: &Config, endpoint: String, edge: Vec<String>, since: In
         bucket: config.s3.bucket.clone(),
         local: berth_mount::LocalUsage::default(),
         pending: berth_mount::Pending::default(),
+        unshown: berth_mount::Unshown::default(),
+        s3: berth_console::S3Status::default(),
     }
 }
 

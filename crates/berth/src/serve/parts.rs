@@ -7,13 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use berth_console::DaemonStatus;
+use berth_console::{DaemonStatus, S3Status};
 use berth_edge::{Apps, Edge, EdgeConfig};
 use berth_host::{Host, HostConfig, HostParts, InstallEnv};
 use berth_image::ImageStore;
 use berth_mount::{Mount, MountConfig};
 use berth_sandbox::{Limits, Network, NetworkConfig, Spawner};
-use berth_store::{EmbeddedConfig, EmbeddedServer, Store, StoreConfig};
+use berth_store::{EmbeddedConfig, EmbeddedServer, Hints, Store, StoreConfig};
 use berth_sys::netns::SocketFactory;
 use berth_workspace::Excludes;
 use nix::{
@@ -34,6 +34,7 @@ use crate::{
 #[derive(Default)]
 pub struct Parts {
     embedded: Option<EmbeddedServer>,
+    hints: Option<Arc<Hints>>,
     mount: Option<Arc<Mount>>,
     images: Option<ImageStore>,
     network: Option<Arc<Network>>,
@@ -179,6 +180,20 @@ pub async fn storage(config: &Config, parts: &mut Parts) -> Result<(Store, Strin
     .map_err(|error| Failure::from_error(&error))?;
     tracing::info!(%endpoint, bucket = %s3.bucket, embedded = s3.endpoint.is_none(), "S3 answers");
     Ok((store, endpoint))
+}
+
+/// Tells other hosts what changes here, and hears them, where that is configured.
+pub async fn hints(config: &Config, store: &Store, parts: &mut Parts) -> Result<(), Failure> {
+    let s3 = &config.s3;
+    if s3.hint_listen.is_none() && s3.hint_peers.is_empty() {
+        return Ok(());
+    }
+    let hints = store
+        .share_hints(s3.hint_listen, s3.hint_peers.clone())
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
+    parts.hints = Some(Arc::new(hints));
+    Ok(())
 }
 
 fn configured_keys(config: &Config) -> Option<(String, String)> {
@@ -364,7 +379,7 @@ pub async fn edge(config: &Config, apps: Arc<dyn Apps>) -> Result<Edge, Failure>
 /// Describes the daemon whenever it is asked.
 pub fn status_source(
     config: &Config,
-    endpoint: String,
+    (store, endpoint): (Store, String),
     edge: &Edge,
     parts: &Parts,
 ) -> Arc<dyn Fn() -> DaemonStatus + Send + Sync> {
@@ -372,13 +387,20 @@ pub fn status_source(
     let addresses: Vec<String> = edge.local_addrs().iter().map(ToString::to_string).collect();
     // Weak: a status call must not keep the mount alive when the daemon goes down.
     let mount = parts.mount.as_ref().map(Arc::downgrade);
+    let hints = parts.hints.clone();
     let since = Instant::now();
     Arc::new(move || {
         let mut status = daemon_status(&config, endpoint.clone(), addresses.clone(), since);
         if let Some(mount) = mount.as_ref().and_then(std::sync::Weak::upgrade) {
             status.local = mount.local_usage();
             status.pending = mount.pending();
+            status.unshown = mount.unshown();
         }
+        status.s3 = S3Status {
+            trouble: store.trouble(),
+            feed: Some(store.feed()),
+            hints: hints.as_ref().map(|hints| hints.counts()),
+        };
         status
     })
 }
