@@ -25,7 +25,7 @@ fn seed(put: &dyn Fn(&str, &[u8])) {
     put(&format!("app/{}", "x".repeat(256)), b"long");
     put(&format!("app/{}", "y".repeat(255)), b"fits");
     put(
-        &format!("deep/{}", ["z".repeat(199); 5].join("/")),
+        &format!("deep/{}", vec!["z".repeat(199); 5].join("/")),
         b"1,004 bytes of key",
     );
     put("app/line\nbreak", b"a name all the same");
@@ -66,7 +66,7 @@ fn what_cannot_be_shown_is_named_with_the_reason_and_the_rest_is_usable() {
         fs::read_to_string(f.path(&format!("app/{}", "y".repeat(255)))).unwrap(),
         "fits"
     );
-    let deep = f.path(&format!("deep/{}", ["z".repeat(199); 5].join("/")));
+    let deep = f.path(&format!("deep/{}", vec!["z".repeat(199); 5].join("/")));
     assert_eq!(fs::read_to_string(deep).unwrap(), "1,004 bytes of key");
     assert!(f.path("app/with-content").is_dir());
     let before = f.keys();

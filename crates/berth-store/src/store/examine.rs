@@ -7,7 +7,11 @@ use std::time::{Duration, Instant, SystemTime};
 use http_body_util::BodyExt as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{Abilities, Inner, Store, StoreConfig, events, watch::Changes, wire::http_date};
+use super::{
+    Abilities, Inner, Store, StoreConfig, events,
+    watch::Changes,
+    wire::{http_date, is_html},
+};
 use crate::{Act, Precondition, Result};
 
 /// What a server is found to be.
@@ -33,7 +37,7 @@ impl Store {
     /// # Errors
     /// As [`Store::connect`]; a missing bucket too.
     pub async fn examine(cfg: &StoreConfig) -> Result<Examination> {
-        let mut inner = Inner::new(cfg, Changes::watched(), CancellationToken::new())?;
+        let mut inner = Inner::new(cfg, Changes::none(), CancellationToken::new())?;
         let begun = Instant::now();
         let (server_time, at) = inner.look_in().await?;
         let took = begun.elapsed();
@@ -67,6 +71,9 @@ impl Inner {
             .map_err(|e| self.broken_body(Act::Connect, "", &e))?;
         if !head.status.is_success() {
             return Err(self.refused(Act::Connect, None, head.status, &head.headers, &body.to_bytes()));
+        }
+        if is_html(&head.headers) {
+            return Err(self.no_s3_server(Act::Connect, None, head.status.as_u16()));
         }
         let date = head.headers.get(http::header::DATE).and_then(|date| date.to_str().ok());
         Ok((date.and_then(http_date), at))

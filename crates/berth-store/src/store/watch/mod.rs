@@ -86,6 +86,11 @@ impl Changes {
         }))
     }
 
+    /// For a client that asks for no changes: nothing is watched and nothing is kept in mind.
+    pub(super) fn none() -> Self {
+        Self::fed(broadcast::channel(1).1)
+    }
+
     pub(super) fn subscribe(&self) -> broadcast::Receiver<Change> {
         match self {
             Self::Fed(feed) => feed.lock().resubscribe(),

@@ -39,6 +39,7 @@ pub(super) async fn poll(store: Weak<Inner>, watched: Arc<Watched>, every: Durat
         let began = Instant::now();
         let prefixes = watched.prefixes(due);
         let listed = list(&inner, &watched, &prefixes).await;
+        drop(inner);
         match listed {
             Ok(()) => {
                 if prefixes.iter().any(String::is_empty) {
