@@ -52,6 +52,9 @@ pub struct DaemonStatus {
     /// Objects of the bucket that the mount does not show.
     #[serde(default)]
     pub unshown: berth_mount::Unshown,
+    /// The journal of saves; none before the mount is up.
+    #[serde(default)]
+    pub journal: Option<berth_mount::JournalUsage>,
     /// How the S3 server gets on.
     #[serde(default)]
     pub s3: S3Status,

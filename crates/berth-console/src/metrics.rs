@@ -72,6 +72,22 @@ fn text(status: &DaemonStatus, now: SystemTime) -> String {
             status.unshown.count as f64,
         ),
     ];
+    if let Some(journal) = &status.journal {
+        metrics.extend([
+            (
+                "berth_journal_disk_bytes",
+                "What the journal of saves takes on disk.",
+                false,
+                journal.disk as f64,
+            ),
+            (
+                "berth_journal_max_bytes",
+                "What the journal of saves may take on disk.",
+                false,
+                journal.max as f64,
+            ),
+        ]);
+    }
     if let Some(hints) = &status.s3.hints {
         let dropped = hints.foreign + hints.forged + hints.stale + hints.repeated;
         metrics.extend([
@@ -124,6 +140,7 @@ mod tests {
             local: berth_mount::LocalUsage::default(),
             pending: berth_mount::Pending::default(),
             unshown: berth_mount::Unshown::default(),
+            journal: None,
             s3: crate::S3Status::default(),
         };
         let quiet = text(&status, now);
@@ -136,6 +153,11 @@ mod tests {
         status.pending.bytes = 1_258_291;
         status.pending.oldest = Some(now - Duration::from_millis(12_500));
         status.s3.trouble = Some("S3 does not answer".into());
+        status.journal = Some(berth_mount::JournalUsage {
+            disk: 4096,
+            max: 1 << 31,
+            ..berth_mount::JournalUsage::default()
+        });
         status.s3.hints = Some(berth_store::HintCounts {
             forged: 2,
             ..berth_store::HintCounts::default()
@@ -146,6 +168,8 @@ mod tests {
             "berth_pending_bytes 1258291",
             "berth_pending_oldest_seconds 12.5",
             "berth_s3_up 0",
+            "berth_journal_disk_bytes 4096",
+            "berth_journal_max_bytes 2147483648",
             "berth_hints_dropped_total 2",
         ] {
             assert!(busy.lines().any(|told| told == line), "{line} in {busy}");

@@ -233,6 +233,13 @@ pub async fn status(client: &Client, json: bool) -> Result<ExitCode, Failure> {
     if let Some(trouble) = status.s3.trouble {
         line("S3 trouble", trouble);
     }
+    if let Some(journal) = status.journal {
+        let (disk, max) = (table::bytes(journal.disk), table::bytes(journal.max));
+        line("Journal", format!("{disk} of {max} in {}", journal.dir.display()));
+        for damage in journal.damaged {
+            line("", damage);
+        }
+    }
     line("Changes elsewhere", seen_by(status.s3.feed).into());
     if let Some(hints) = status.s3.hints {
         let dropped = hints.foreign + hints.forged + hints.stale + hints.repeated;

@@ -82,7 +82,6 @@ fn look(
         run_dir: config.paths.run.clone(),
         log_dir: config.paths.logs.clone(),
         mountpoint: config.mount.path.clone(),
-        journal_dir: config.paths.state.join("journal"),
         running: daemon.is_some(),
         daemon: daemon.map(daemon_state),
         embedded_store: config.s3.endpoint.is_none(),
@@ -229,9 +228,13 @@ fn daemon_state(status: &DaemonStatus) -> DaemonState {
         .objects
         .iter()
         .filter(|object| object.why != Why::Excluded);
+    let journal = status.journal.clone().unwrap_or_default();
     DaemonState {
         waiting: waiting(&status.pending, status.s3.trouble.as_deref(), now),
         oldest: status.pending.oldest.and_then(|since| now.duration_since(since).ok()),
+        journal_dir: journal.dir,
+        journal_size: (journal.disk, journal.max),
+        journal_damage: journal.damaged,
         unshown: status.unshown.count,
         unshown_objects: named
             .map(|object| format!("{} ({})", object.key, object.why.words()))

@@ -143,6 +143,12 @@ pub struct DaemonState {
     pub waiting: Option<String>,
     /// How long the oldest of it waits.
     pub oldest: Option<Duration>,
+    /// The folder of what is saved and not yet in S3.
+    pub journal_dir: PathBuf,
+    /// What that folder takes on disk, and the most it may take.
+    pub journal_size: (u64, u64),
+    /// What was found damaged in it.
+    pub journal_damage: Vec<String>,
     /// Objects that the mount does not show.
     pub unshown: u64,
     /// Some of them, each with the reason.
@@ -177,8 +183,6 @@ pub struct Subject<'a> {
     pub log_dir: PathBuf,
     /// Where the bucket is mounted.
     pub mountpoint: PathBuf,
-    /// The folder of what is saved and not yet in S3.
-    pub journal_dir: PathBuf,
     /// Whether a daemon with this configuration answers on its admin socket: then its ports and its mount are expected.
     pub running: bool,
     /// What it says, if it answers.
@@ -216,7 +220,7 @@ pub fn run(subject: &Subject<'_>) -> Vec<Check> {
         store::checks(subject.store)
     });
     if let Some(daemon) = &subject.daemon {
-        checks.extend(store::daemon_checks(daemon, &subject.journal_dir));
+        checks.extend(store::daemon_checks(daemon));
     }
     checks.extend((subject.images)().into_iter().map(image));
     checks
@@ -257,7 +261,6 @@ mod tests {
             run_dir: folder.path().into(),
             log_dir: folder.path().into(),
             mountpoint: folder.path().join("none"),
-            journal_dir: folder.path().into(),
             running: false,
             daemon: Some(DaemonState::default()),
             embedded_store: false,

@@ -38,8 +38,8 @@ pub(super) fn checks(ask: &dyn Fn() -> Result<StoreAnswer, StoreProblem>) -> Vec
 }
 
 /// What only the daemon knows.
-pub(super) fn daemon_checks(daemon: &DaemonState, journal: &Path) -> Vec<Check> {
-    vec![saves(daemon), journal_folder(journal), objects(daemon)]
+pub(super) fn daemon_checks(daemon: &DaemonState) -> Vec<Check> {
+    vec![saves(daemon), journal(daemon), objects(daemon)]
 }
 
 fn reachable(took: Duration) -> Check {
@@ -128,11 +128,17 @@ fn saves(daemon: &DaemonState) -> Check {
     }
 }
 
-fn journal_folder(folder: &Path) -> Check {
+fn journal(daemon: &DaemonState) -> Check {
     let name = "journal";
+    if !daemon.journal_damage.is_empty() {
+        let found = format!("damaged: {}", daemon.journal_damage.join("; "));
+        let mend = "the rest was recovered; see the disk's own log (dmesg), and compare what was saved last";
+        return Check::fail(name, found, mend);
+    }
+    let folder = &daemon.journal_dir;
     let there = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     match statvfs(there) {
-        Ok(found) => room(folder, found.blocks_available().saturating_mul(found.fragment_size())),
+        Ok(found) => room(daemon, found.blocks_available().saturating_mul(found.fragment_size())),
         Err(error) => Check::fail(
             name,
             format!("{}: {error}", folder.display()),
@@ -141,18 +147,20 @@ fn journal_folder(folder: &Path) -> Check {
     }
 }
 
-fn room(folder: &Path, free: u64) -> Check {
+fn room(daemon: &DaemonState, free: u64) -> Check {
+    let (disk, max) = daemon.journal_size;
     let found = format!(
-        "{} MiB free in {} for saves while S3 does not answer",
+        "{} of {} MiB used, {} MiB free in {}",
+        disk.div_ceil(MIB),
+        max / MIB,
         free / MIB,
-        folder.display()
+        daemon.journal_dir.display()
     );
-    if free < LITTLE_SPACE {
-        Check::warn(
-            "journal",
-            found,
-            "make room there, or put [paths] state on a larger disk",
-        )
+    // What it may still grow by.
+    if free < LITTLE_SPACE.min(max.saturating_sub(disk)) {
+        let mend =
+            "make room there, or put [paths] state on a larger disk: it holds what is saved while S3 does not answer";
+        Check::warn("journal", found, mend)
     } else {
         Check::ok("journal", found)
     }
@@ -223,11 +231,7 @@ mod tests {
     #[test]
     fn what_is_not_in_s3_and_what_is_not_shown_is_told() {
         let mut daemon = DaemonState::default();
-        assert!(
-            daemon_checks(&daemon, Path::new("/"))
-                .iter()
-                .all(|check| check.name == "journal" || check.status == Status::Ok)
-        );
+        assert_eq!(super::super::worst(&daemon_checks(&daemon)), Status::Ok);
         daemon.waiting = Some("3 saves".into());
         daemon.oldest = Some(Duration::from_secs(5));
         assert_eq!(saves(&daemon).status, Status::Ok, "on its way");
@@ -237,6 +241,9 @@ mod tests {
         daemon.unshown_objects = (0..7).map(|n| format!("a//{n}")).collect();
         let found = objects(&daemon).found;
         assert!(found.contains("a//4; and 2 more") && !found.contains("a//5"), "{found}");
-        assert_eq!(room(Path::new("/x"), MIB).status, Status::Warn);
+        daemon.journal_size = (MIB, 2048 * MIB);
+        assert_eq!(room(&daemon, MIB).status, Status::Warn);
+        daemon.journal_damage.push("record 7".into());
+        assert_eq!(journal(&daemon).status, Status::Fail);
     }
 }

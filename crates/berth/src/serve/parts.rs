@@ -395,6 +395,7 @@ pub fn status_source(
             status.local = mount.local_usage();
             status.pending = mount.pending();
             status.unshown = mount.unshown();
+            status.journal = Some(mount.journal());
         }
         status.s3 = S3Status {
             trouble: store.trouble(),
