@@ -3,18 +3,22 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FopenFlags, Generation, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyWrite,
+    Errno, FileAttr, FileHandle, FopenFlags, Generation, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite,
 };
 
 use crate::{
-    core::{Core, Listing, Opened},
+    core::Core,
     file::{Attachment, File},
+    handles::{Listing, Opened},
     tree::{Ino, Tree},
 };
 
 /// Inode numbers are never used twice.
 pub(crate) const GENERATION: Generation = Generation(0);
+
+/// How long the kernel believes names and attributes where every change of the bucket is told.
+const LONG_TTL: Duration = Duration::from_secs(3600);
 
 /// The file system that the session's threads serve.
 #[derive(Debug)]
@@ -42,8 +46,11 @@ answers!(
 
 impl BerthFs {
     pub(crate) fn new(core: Arc<Core>) -> Self {
+        let believed = core.cfg.dir_ttl;
+        // Where every change is told at once, asking again finds nothing new.
+        let told = core.store.feed() != berth_store::Feed::List && !believed.is_zero();
         Self {
-            ttl: core.cfg.dir_ttl,
+            ttl: if told { believed.max(LONG_TTL) } else { believed },
             core,
         }
     }
@@ -102,7 +109,7 @@ impl BerthFs {
     /// Opens for reading or writing; `Some`: fetch the content first.
     pub(crate) fn open_file(&self, ino: Ino, flags: OpenFlags) -> Result<(Arc<File>, bool), Errno> {
         let file = self.tree().file(ino)?;
-        let truncates = flags.0 & libc::O_TRUNC != 0 && flags.acc_mode() != fuser::OpenAccMode::O_RDONLY;
+        let truncates = flags.0 & libc::O_TRUNC != 0 && flags.acc_mode() != OpenAccMode::O_RDONLY;
         {
             let mut state = file.state();
             // ESTALE makes the kernel look the name up again and open what is there now.
@@ -127,12 +134,15 @@ pub(crate) fn done(reply: ReplyEmpty, (): ()) {
     reply.ok();
 }
 
-/// The kernel may keep pages: another content always means another inode.
-pub(crate) fn opened(core: &Core, reply: ReplyOpen, file: Arc<File>) {
-    reply.opened(
-        FileHandle(core.open_handle(Opened::File(file))),
-        FopenFlags::FOPEN_KEEP_CACHE,
-    );
+/// The kernel may keep pages: another content always means another inode. Who only reads has nothing to flush, and spares
+/// the round trip at `close`.
+pub(crate) fn opened(core: &Core, reply: ReplyOpen, file: Arc<File>, flags: OpenFlags) {
+    let keep = FopenFlags::FOPEN_KEEP_CACHE;
+    let flags = match flags.acc_mode() {
+        OpenAccMode::O_RDONLY => keep | FopenFlags::FOPEN_NOFLUSH,
+        _ => keep,
+    };
+    reply.opened(FileHandle(core.open_handle(Opened::File(file))), flags);
 }
 
 pub(crate) fn perm(mode: u32) -> u16 {

@@ -4,13 +4,7 @@
 //! as a task of the runtime that started the mount, and the FUSE thread takes the next request. So a slow S3 holds up only
 //! those who asked for it.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-};
+use std::sync::{Arc, atomic::AtomicBool};
 
 use berth_store::{Store, StoreError};
 use bytes::{Bytes, BytesMut};
@@ -22,40 +16,28 @@ use crate::{
     cache::{CHUNK, Contents, FetchError},
     draft::Draft,
     file::{Base, Body, File},
+    handles::{Handles, OpenDir},
     index::IndexWriter,
     journal::{Held, Journal},
     kernel::KernelNotices,
     local::LocalBudget,
     pending::Intents,
+    prefetch::Prefetch,
     save::Unsaved,
     sync::Readers,
     tree::{Ino, Node, ROOT, Tree},
     unshown::Record,
 };
 
-/// An open file or folder.
-#[derive(Debug, Clone)]
-pub(crate) enum Opened {
-    File(Arc<File>),
-    Dir(Arc<OpenDir>),
-}
-
-/// Names and inode numbers, in order.
-pub(crate) type Listing = Arc<Vec<(Arc<str>, Ino)>>;
-
-/// The listing as it was when it began: names removed while it is read shift nothing.
-#[derive(Debug)]
-pub(crate) struct OpenDir {
-    pub(crate) ino: Ino,
-    pub(crate) listing: Mutex<Listing>,
-}
+pub(crate) use crate::handles::Opened;
 
 /// One mount.
 pub(crate) struct Core {
     pub(crate) cfg: MountConfig,
     pub(crate) store: Store,
     pub(crate) tree: Mutex<Tree>,
-    pub(crate) contents: Contents,
+    pub(crate) contents: Arc<Contents>,
+    pub(crate) prefetch: Prefetch,
     pub(crate) unsaved: Unsaved,
     pub(crate) intents: Intents,
     pub(crate) readers: Readers,
@@ -65,8 +47,7 @@ pub(crate) struct Core {
     pub(crate) unshown: Record,
     pub(crate) rt: tokio::runtime::Handle,
     pub(crate) ended: AtomicBool,
-    handles: Mutex<HashMap<u64, Opened>>,
-    next_handle: AtomicU64,
+    handles: Handles,
 }
 
 impl std::fmt::Debug for Core {
@@ -86,7 +67,8 @@ impl Core {
         Arc::new(Self {
             tree: Mutex::new(Tree::new(cfg.uid, cfg.gid)),
             budget: LocalBudget::new(cfg.local_max),
-            contents,
+            prefetch: Prefetch::new(cfg.cache_mode, cfg.cache_max),
+            contents: Arc::new(contents),
             unsaved: Unsaved::default(),
             intents: Intents::new(journal),
             readers: Readers::default(),
@@ -95,33 +77,30 @@ impl Core {
             unshown: Record::default(),
             rt: tokio::runtime::Handle::current(),
             ended: AtomicBool::new(false),
-            handles: Mutex::default(),
-            next_handle: AtomicU64::new(1),
+            handles: Handles::default(),
             cfg,
             store,
         })
     }
 
     pub(crate) fn open_handle(&self, opened: Opened) -> u64 {
-        let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.handles.lock().insert(fh, opened);
-        fh
+        self.handles.open(opened)
     }
 
     pub(crate) fn close_handle(&self, fh: u64) -> Option<Opened> {
-        self.handles.lock().remove(&fh)
+        self.handles.close(fh)
     }
 
     pub(crate) fn handle_file(&self, fh: u64) -> Result<Arc<File>, Errno> {
-        match self.handles.lock().get(&fh) {
-            Some(Opened::File(file)) => Ok(file.clone()),
+        match self.handles.get(fh) {
+            Some(Opened::File(file)) => Ok(file),
             _ => Err(Errno::EBADF),
         }
     }
 
     pub(crate) fn handle_dir(&self, fh: u64) -> Result<Arc<OpenDir>, Errno> {
-        match self.handles.lock().get(&fh) {
-            Some(Opened::Dir(dir)) => Ok(dir.clone()),
+        match self.handles.get(fh) {
+            Some(Opened::Dir(dir)) => Ok(dir),
             _ => Err(Errno::EBADF),
         }
     }
@@ -209,7 +188,7 @@ impl Core {
     /// Whoever reads one chunk of a large file mostly wants the next.
     fn read_ahead(self: &Arc<Self>, base: &Base, at: u64) {
         let next = at / CHUNK + 1;
-        if base.size > CHUNK && next * CHUNK < base.size && self.contents.at_hand(base, next).is_none() {
+        if base.size > CHUNK && next * CHUNK < base.size && !self.contents.holds(base, next) {
             let (core, base) = (self.clone(), base.clone());
             self.rt
                 .spawn(async move { core.contents.fetch(&core.store, &base, next).await.is_ok() });
@@ -217,6 +196,7 @@ impl Core {
     }
 
     async fn chunk(self: &Arc<Self>, base: &Base, chunk: u64) -> Result<Bytes, Errno> {
+        let _somebody_waits = self.prefetch.reading();
         match self.contents.fetch(&self.store, base, chunk).await {
             Ok(bytes) => Ok(bytes),
             // The feed has not told yet. Handlers that hold no file's turn look themselves (`reconcile`).
@@ -230,6 +210,7 @@ impl Core {
         let Some(base) = self.wants_pin(file) else {
             return Ok(());
         };
+        self.prefetch.ahead(self, file.ino);
         let bytes = self.chunk(&base, 0).await?;
         let mut state = file.state();
         if state.base.as_ref() == Some(&base) && matches!(state.body, Body::Stored) {
@@ -318,6 +299,9 @@ impl Core {
                 return;
             }
             state.settle();
+            if let Some(base) = &state.base {
+                self.contents.closed(base);
+            }
             state.is_unsaved()
         };
         if unsaved {

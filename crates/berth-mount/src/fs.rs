@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::{
     answer::{BerthFs, GENERATION, done, entry_reply, opened, perm},
-    core::{OpenDir, Opened},
+    handles::{OpenDir, Opened},
     ops::Changes,
     rename::Missing,
     tree::{Node, check_name},
@@ -228,7 +228,7 @@ impl Filesystem for BerthFs {
         let core = self.core.clone();
         match self.open_file(ino.0, flags) {
             Err(errno) => reply.error(errno),
-            Ok((file, false)) => opened(&core, reply, file),
+            Ok((file, false)) => opened(&core, reply, file, flags),
             Ok((file, true)) => self.later(
                 reply,
                 async move {
@@ -244,7 +244,7 @@ impl Filesystem for BerthFs {
                         }
                     }
                 },
-                |reply, (core, file)| opened(&core, reply, file),
+                move |reply, (core, file)| opened(&core, reply, file, flags),
             ),
         }
     }

@@ -8,7 +8,8 @@
 //!                 │ kernel.rs                ├── pending/     what S3 does not have yet ──▶ sync.rs ──▶ S3
 //!                 │ (forget this)            ├── index.rs     what objects cannot say: bits, times, links
 //!                 └──────────── remote.rs ◀──┤ cache.rs       S3 → here, by ETag
-//!                              change feed   └── local.rs     what never goes to S3
+//!                              change feed   ├── local.rs     what never goes to S3
+//!                                            └── prefetch.rs  small files, before they are asked for
 //! ```
 //! - Names are all in memory, from one LIST at start and the change feed after it; only contents are fetched.
 //! - `close`, `fsync` and every change of a name return when the journal has it on disk. From there it goes to S3 at once,
@@ -27,6 +28,7 @@ mod crash;
 mod draft;
 mod file;
 mod fs;
+mod handles;
 mod index;
 mod journal;
 mod kernel;
@@ -34,6 +36,7 @@ mod local;
 mod mount;
 mod ops;
 mod pending;
+mod prefetch;
 mod remote;
 mod rename;
 mod replay;
@@ -52,6 +55,7 @@ use std::{
 use berth_store::StoreError;
 use berth_workspace::Excludes;
 
+pub use cache::CacheMode;
 pub use mount::{Mount, clear_stale};
 pub use unshown::{Unshown, UnshownObject, Why};
 
@@ -64,6 +68,8 @@ pub struct MountConfig {
     pub excludes: Excludes,
     /// The most bytes that local-only files may hold in memory, in total.
     pub local_max: u64,
+    /// How much of what was read or written stays on this host.
+    pub cache_mode: CacheMode,
     /// The most bytes of file contents kept in `cache_dir`.
     pub cache_max: u64,
     /// How long the kernel may believe names and attributes without asking. Changes of the bucket that Berth hears of are

@@ -69,7 +69,7 @@ impl Mount {
             path: cfg.cache_dir.clone(),
             source,
         };
-        let contents = Contents::open(&cfg.cache_dir, cfg.cache_max).map_err(folder)?;
+        let contents = Contents::open(&cfg.cache_dir, cfg.cache_mode, cfg.cache_max).map_err(folder)?;
         // Listen before listing: what changes between the two is seen twice rather than never.
         let feed = store.changes();
         let (notices, receiver) = KernelNotices::channel();
@@ -92,6 +92,7 @@ impl Mount {
             tokio::spawn(IndexWriter::tend(core.clone())),
             tokio::spawn(core.clone().follow(feed)),
         ];
+        core.prefetch.all(&core);
         tracing::info!(mountpoint = %mountpoint.display(), bucket = core.store.bucket(), "mounted");
         Ok(Mount {
             live: Some(Live {
@@ -129,7 +130,11 @@ impl Mount {
         self.core.ended.store(true, Ordering::Relaxed);
         self.core.kernel.send(Notice::Stop);
         let mountpoint = live.mountpoint.clone();
-        let ended = tokio::task::spawn_blocking(move || live.end());
+        let contents = self.core.contents.clone();
+        let ended = tokio::task::spawn_blocking(move || {
+            live.end();
+            contents.end();
+        });
         if let Err(panic) = ended.await {
             tracing::warn!(%panic, "a thread of the mount did not end well");
         }

@@ -11,7 +11,7 @@ use berth_console::{DaemonStatus, S3Status};
 use berth_edge::{Apps, Edge, EdgeConfig};
 use berth_host::{Host, HostConfig, HostParts, InstallEnv};
 use berth_image::ImageStore;
-use berth_mount::{Mount, MountConfig};
+use berth_mount::{CacheMode, Mount, MountConfig};
 use berth_sandbox::{Limits, Network, NetworkConfig, Spawner};
 use berth_store::{EmbeddedConfig, EmbeddedServer, Hints, Store, StoreConfig};
 use berth_sys::netns::SocketFactory;
@@ -216,6 +216,7 @@ pub async fn mount(config: &Config, store: Store, parts: &mut Parts) -> Result<(
             mountpoint: path.clone(),
             excludes: excludes(config)?,
             local_max: config.mount.local_max.0,
+            cache_mode: CacheMode::default(),
             cache_max: config.mount.cache_max.0,
             dir_ttl: config.mount.dir_ttl.0,
             cache_dir: config.paths.state.join("cache"),
