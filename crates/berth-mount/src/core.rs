@@ -190,8 +190,10 @@ impl Core {
         let next = at / CHUNK + 1;
         if base.size > CHUNK && next * CHUNK < base.size && !self.contents.holds(base, next) {
             let (core, base) = (self.clone(), base.clone());
-            self.rt
-                .spawn(async move { core.contents.fetch(&core.store, &base, next).await.is_ok() });
+            self.prefetch.spawn(self, async move {
+                // Whoever reads there asks again and hears why not.
+                let _ = core.contents.fetch(&core.store, &base, next).await;
+            });
         }
     }
 

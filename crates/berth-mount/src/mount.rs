@@ -129,6 +129,7 @@ impl Mount {
         let pending = self.pending();
         self.core.ended.store(true, Ordering::Relaxed);
         self.core.kernel.send(Notice::Stop);
+        self.core.prefetch.end().await;
         let mountpoint = live.mountpoint.clone();
         let contents = self.core.contents.clone();
         let ended = tokio::task::spawn_blocking(move || {

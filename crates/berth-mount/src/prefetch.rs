@@ -19,6 +19,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tokio::task::JoinSet;
 
 use crate::{
     cache::{CacheMode, FetchError},
@@ -46,6 +47,7 @@ pub(crate) struct Prefetch {
     queue: Mutex<Queue>,
     /// Requests that somebody waits for.
     readers: AtomicUsize,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +89,7 @@ impl Prefetch {
             budget,
             queue: Mutex::default(),
             readers: AtomicUsize::new(0),
+            tasks: Mutex::default(),
         }
     }
 
@@ -154,13 +157,28 @@ impl Prefetch {
             new
         };
         for _ in 0..new {
-            let core = core.clone();
-            core.rt.clone().spawn(async move {
-                while let Some((ino, queue)) = core.prefetch.next(&core).await {
-                    core.prefetch.fetch(&core, ino, queue).await;
+            let own = core.clone();
+            self.spawn(core, async move {
+                while let Some((ino, queue)) = own.prefetch.next(&own).await {
+                    own.prefetch.fetch(&own, ino, queue).await;
                 }
             });
         }
+    }
+
+    /// Runs `fetch` until the mount ends.
+    pub(crate) fn spawn(&self, core: &Arc<Core>, fetch: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock();
+        while tasks.try_join_next().is_some() {}
+        if !core.ended.load(Ordering::Relaxed) {
+            tasks.spawn_on(fetch, &core.rt);
+        }
+    }
+
+    /// The mount has ended: nothing is fetched any more, nor does a task hold on to the mount.
+    pub(crate) async fn end(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
+        tasks.shutdown().await;
     }
 
     /// The next file; `None`, and one lane fewer, when there is none.
