@@ -33,7 +33,7 @@ const SLACK: Duration = Duration::from_secs(2);
 impl Core {
     /// Builds the tree from the bucket.
     pub(crate) async fn load(self: &Arc<Self>) -> Result<(), StoreError> {
-        let objects = self.store.list("").await?;
+        let objects = self.store.list_all().await?;
         let mut indexes = Vec::new();
         {
             let mut tree = self.tree.lock();

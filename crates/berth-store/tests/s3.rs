@@ -348,6 +348,14 @@ async fn many_objects_are_listed_in_order_and_deleted_at_once() {
     let deleted = s3.delete_objects().bucket(BUCKET).delete(batch).send().await.unwrap();
     assert_eq!((deleted.deleted().len(), deleted.errors().len()), (1000, 0));
     assert_eq!(f.store.list("").await.unwrap().len(), 4000);
+
+    // Folders side by side are the same list.
+    for key in ["a b/ü", "app/", "app", "app2/x/y", "top", "zz/1"] {
+        f.store.put(key, Bytes::new(), Precondition::None).await.unwrap();
+    }
+    let all = f.store.list_all().await.unwrap();
+    assert_eq!(all, f.store.list("").await.unwrap());
+    assert_eq!(all.len(), 4006);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -168,6 +168,16 @@ impl Store {
         self.inner.list(prefix).await
     }
 
+    /// All objects, in key order: as `list("")`, but quicker where there are many, because the folders at the top are
+    /// listed side by side. Not one moment's state: what is moved from one folder to another meanwhile may be in both or
+    /// in neither, and [`Store::changes`] tells of it.
+    ///
+    /// # Errors
+    /// As any request; see [`crate::StoreError`].
+    pub async fn list_all(&self) -> Result<Vec<ObjectInfo>> {
+        self.inner.list_all().await
+    }
+
     /// The whole object, in memory.
     ///
     /// # Errors

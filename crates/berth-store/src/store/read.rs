@@ -5,6 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use aws_sdk_s3::types::EncodingType;
 use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use http::Method;
 use percent_encoding::percent_decode_str;
 
@@ -14,49 +15,111 @@ use super::wire::{Answer, Ask, Refused};
 use super::{Inner, TOKEN_HEADER, length, time, unquoted};
 use crate::{Act, ObjectInfo, Result};
 
+/// Listings at once.
+const LISTS: usize = 16;
+
+/// One answer to a LIST.
+struct Page {
+    objects: Vec<ObjectInfo>,
+    folders: Vec<String>,
+    /// Where the next page begins.
+    next: Option<String>,
+}
+
 impl Inner {
     pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
-        let mut objects = Vec::new();
-        let (mut token, mut last) = (None, None);
+        let first = self.page(prefix, None, None).await?;
+        Ok(self.pages(prefix, None, first).await?.0)
+    }
+
+    /// `list("")`, of a bucket with more than one page the folders at the top side by side.
+    pub(super) async fn list_all(&self) -> Result<Vec<ObjectInfo>> {
+        let first = self.page("", None, None).await?;
+        if first.next.is_none() {
+            return Ok(first.objects);
+        }
+        let tops = self.page("", Some("/"), None).await?;
+        let (mut objects, folders) = self.pages("", Some("/"), tops).await?;
+        if folders.len() < 2 {
+            return Ok(self.pages("", None, first).await?.0);
+        }
+        let mut lists = stream::iter(folders)
+            .map(|folder| async move { self.list(&folder).await })
+            .buffer_unordered(LISTS);
+        while let Some(list) = lists.next().await {
+            objects.extend(list?);
+        }
+        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        Ok(objects)
+    }
+
+    /// `page` and all after it: the objects, and the folders that `delimiter` makes of the others.
+    async fn pages(
+        &self,
+        prefix: &str,
+        delimiter: Option<&str>,
+        mut page: Page,
+    ) -> Result<(Vec<ObjectInfo>, Vec<String>)> {
+        let (mut objects, mut folders, mut last) = (Vec::new(), Vec::new(), None);
         loop {
-            let request = self
-                .client
-                .list_objects_v2()
-                .bucket(&self.bucket)
-                .encoding_type(EncodingType::Url);
-            let prefix = (!prefix.is_empty()).then(|| prefix.to_owned());
-            let page = request
-                .set_prefix(prefix)
-                .set_continuation_token(token.take())
-                .send()
-                .await;
-            let page = page.map_err(|e| self.failure(Act::List, None, e))?;
-            let encoded = page.encoding_type() == Some(&EncodingType::Url);
-            for object in page.contents() {
-                objects.push(ObjectInfo {
-                    key: decoded(object.key().unwrap_or_default(), encoded),
-                    size: length(object.size()),
-                    etag: unquoted(object.e_tag()),
-                    modified: time(object.last_modified()),
-                });
-            }
-            // What is on a page that does not come, or not whole, would count as removed.
-            let fewer = |said: i32| usize::try_from(said).is_ok_and(|said| page.contents().len() < said);
-            match page.is_truncated() {
-                _ if page.key_count().is_some_and(fewer) => {
-                    return Err(self.broken_list("a page has fewer keys than it says"));
-                }
-                None => return Err(self.broken_list("a page does not say whether more follows")),
-                Some(false) => return Ok(objects),
-                Some(true) => {}
-            }
-            let next = page.next_continuation_token().map(str::to_owned);
-            if next.is_none() || next == last {
+            objects.append(&mut page.objects);
+            folders.append(&mut page.folders);
+            let Some(next) = page.next.take() else {
+                return Ok((objects, folders));
+            };
+            if last.as_ref() == Some(&next) {
                 return Err(self.broken_list("a page says that more follows, and not where"));
             }
-            last.clone_from(&next);
-            token = next;
+            page = self.page(prefix, delimiter, Some(next.clone())).await?;
+            last = Some(next);
         }
+    }
+
+    async fn page(&self, prefix: &str, delimiter: Option<&str>, token: Option<String>) -> Result<Page> {
+        let request = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .encoding_type(EncodingType::Url);
+        let prefix = (!prefix.is_empty()).then(|| prefix.to_owned());
+        let page = request
+            .set_prefix(prefix)
+            .set_delimiter(delimiter.map(str::to_owned))
+            .set_continuation_token(token)
+            .send()
+            .await;
+        let page = page.map_err(|e| self.failure(Act::List, None, e))?;
+        let encoded = page.encoding_type() == Some(&EncodingType::Url);
+        let objects: Vec<_> = page
+            .contents()
+            .iter()
+            .map(|object| ObjectInfo {
+                key: decoded(object.key().unwrap_or_default(), encoded),
+                size: length(object.size()),
+                etag: unquoted(object.e_tag()),
+                modified: time(object.last_modified()),
+            })
+            .collect();
+        let folders: Vec<_> = page
+            .common_prefixes()
+            .iter()
+            .filter_map(|folder| folder.prefix())
+            .map(|folder| decoded(folder, encoded))
+            .collect();
+        // What is on a page that does not come, or not whole, would count as removed.
+        let fewer = |said: i32| usize::try_from(said).is_ok_and(|said| objects.len() + folders.len() < said);
+        let next = match page.is_truncated() {
+            _ if page.key_count().is_some_and(fewer) => {
+                return Err(self.broken_list("a page has fewer keys than it says"));
+            }
+            None => return Err(self.broken_list("a page does not say whether more follows")),
+            Some(false) => None,
+            Some(true) => match page.next_continuation_token() {
+                None => return Err(self.broken_list("a page says that more follows, and not where")),
+                Some(next) => Some(next.to_owned()),
+            },
+        };
+        Ok(Page { objects, folders, next })
     }
 
     /// GET, of the version `etag` alone if one is named: the answer is of one version, whatever others write meanwhile.
