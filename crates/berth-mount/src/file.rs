@@ -10,6 +10,7 @@
 //! then on the way to S3 is the business of the key's intent ([`crate::pending`]), not of the file.
 
 use std::{
+    ops::{Deref, DerefMut},
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -66,10 +67,24 @@ pub(crate) enum Attachment {
 }
 
 /// A file's changing part.
+///
+/// Most files of a bucket are only known: what all others need besides is behind one pointer, made when it is first set.
 #[derive(Debug)]
 pub(crate) struct FileState {
     pub(crate) body: Body,
     pub(crate) base: Option<Base>,
+    pub(crate) times: Times,
+    /// Open descriptors.
+    pub(crate) opens: u32,
+    pub(crate) attachment: Attachment,
+    /// Present on local-only files.
+    pub(crate) charge: Option<Charge>,
+    used: Option<Box<Used>>,
+}
+
+/// What a file has that was opened or written.
+#[derive(Debug)]
+pub(crate) struct Used {
     pub(crate) version: u64,
     /// The version that the journal was given.
     pub(crate) kept: u64,
@@ -77,18 +92,40 @@ pub(crate) struct FileState {
     pub(crate) seq: u64,
     /// Its content, while S3 lacks it.
     pub(crate) held: Option<Arc<Held>>,
-    pub(crate) times: Times,
-    /// Open descriptors.
-    pub(crate) opens: u32,
     /// The stored bytes of a small file that is open.
     pub(crate) pinned: Option<Bytes>,
-    pub(crate) attachment: Attachment,
-    /// Present on local-only files.
-    pub(crate) charge: Option<Charge>,
     /// When it became unsaved.
     pub(crate) unsaved_since: Option<SystemTime>,
     /// The last write.
-    pub(crate) touched: Instant,
+    pub(crate) touched: Option<Instant>,
+}
+
+impl Used {
+    const NOT: Self = Self {
+        version: 0,
+        kept: 0,
+        seq: 0,
+        held: None,
+        pinned: None,
+        unsaved_since: None,
+        touched: None,
+    };
+}
+
+static NOT_USED: Used = Used::NOT;
+
+impl Deref for FileState {
+    type Target = Used;
+
+    fn deref(&self) -> &Used {
+        self.used.as_deref().unwrap_or(&NOT_USED)
+    }
+}
+
+impl DerefMut for FileState {
+    fn deref_mut(&mut self) -> &mut Used {
+        self.used.get_or_insert_with(|| Box::new(Used::NOT))
+    }
 }
 
 /// One file.
@@ -100,23 +137,16 @@ pub(crate) struct File {
 
 impl File {
     fn new(ino: Ino, body: Body, base: Option<Base>, times: Times, charge: Option<Charge>) -> Arc<Self> {
-        let now = Instant::now();
         Arc::new(Self {
             ino,
             state: Mutex::new(FileState {
                 body,
                 base,
-                version: 0,
-                kept: 0,
-                seq: 0,
-                held: None,
                 times,
                 opens: 0,
-                pinned: None,
                 attachment: Attachment::Linked,
                 charge,
-                unsaved_since: None,
-                touched: now,
+                used: None,
             }),
         })
     }
@@ -183,7 +213,7 @@ impl FileState {
     /// The content is another now.
     pub(crate) fn changed(&mut self) {
         self.version += 1;
-        self.touched = Instant::now();
+        self.touched = Some(Instant::now());
         if self.unsaved_since.is_none() {
             self.unsaved_since = Some(SystemTime::now());
         }
@@ -214,12 +244,17 @@ impl FileState {
 
     /// Nobody has it open any more: what was held for descriptors is let go.
     pub(crate) fn settle(&mut self) {
-        self.pinned = None;
+        let Some(used) = &mut self.used else { return };
+        used.pinned = None;
+        let held = used.held.clone();
+        if used.version == 0 && used.seq == 0 && held.is_none() {
+            self.used = None;
+        }
         if self.version != self.kept || self.is_local() {
             return;
         }
-        match &self.held {
-            Some(held) => self.body = Body::Held(held.clone()),
+        match held {
+            Some(held) => self.body = Body::Held(held),
             None if self.base.is_some() => self.body = Body::Stored,
             None => {}
         }

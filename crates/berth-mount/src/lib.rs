@@ -7,7 +7,7 @@
 //!                 │                          ├── save.rs      the point where a save is acknowledged ──▶ journal/
 //!                 │ kernel.rs                ├── pending/     what S3 does not have yet ──▶ sync.rs ──▶ S3
 //!                 │ (forget this)            ├── index.rs     what objects cannot say: bits, times, links
-//!                 └──────────── remote.rs ◀──┤ cache.rs       S3 → here, by ETag
+//!                 └──────────── remote.rs ◀──┤ cache/         S3 → here, by ETag
 //!                              change feed   ├── local.rs     what never goes to S3
 //!                                            └── prefetch.rs  small files, before they are asked for
 //! ```
@@ -27,6 +27,8 @@ mod core;
 mod crash;
 mod draft;
 mod file;
+#[cfg(test)]
+mod footprint;
 mod fs;
 mod handles;
 mod index;

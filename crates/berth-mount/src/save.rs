@@ -254,13 +254,13 @@ impl Core {
             for file in self.unsaved.all() {
                 let (unsaved, idle) = {
                     let state = file.state();
-                    (state.is_unsaved(), state.touched.elapsed() > IDLE)
+                    (state.is_unsaved(), state.touched.is_none_or(|at| at.elapsed() > IDLE))
                 };
                 if !unsaved {
                     self.unsaved.remove(&file);
                 } else if idle && self.save(&file).await.is_err() {
                     // Said in the log; the next round is not before it was idle again.
-                    file.state().touched = Instant::now();
+                    file.state().touched = Some(Instant::now());
                 }
             }
         }
