@@ -6,6 +6,7 @@
 //! one line what it does. Debian packages come from the one list in `packages.rs`; everything else is cargo's and
 //! `berth`'s own.
 
+mod bench;
 mod examples;
 mod http;
 mod lint;
@@ -20,6 +21,7 @@ const USAGE: &str = "\
 cargo xtask up            install what is needed, build, start the daemon and the example apps
 cargo xtask down          stop the daemon that `up` started
 cargo xtask test [ARGS]   run all tests; ARGS go to `cargo test`
+cargo xtask bench NAME    measure: cold-start, proxy, memory or mount; --help after the name lists its options
 cargo xtask lint          formatting, clippy and the rules of the house
 cargo xtask image NAME..  build images: node, python, go, nginx, or all";
 
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         ["up"] => up::up(),
         ["down"] => up::down(),
         ["test", rest @ ..] => test::test(rest),
+        ["bench", rest @ ..] if !rest.is_empty() => bench::bench(rest),
         ["lint"] => lint::lint(),
         ["image", names @ ..] if !names.is_empty() => up::images(names),
         _ => {
