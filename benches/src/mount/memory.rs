@@ -9,7 +9,7 @@ use super::{
     subject::{self, Subject},
 };
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(45);
 
 pub fn run(bench: &mut Bench, subject: &mut dyn Subject) -> Result<()> {
     if subject.is_floor() {

@@ -44,8 +44,11 @@ impl Ours {
 
     /// A daemon's folders for this work, with the bucket; not yet mounted.
     fn prepare(&mut self, work: &str) -> Result<()> {
+        let images = world::inside().unwrap_or_default().join("images");
         // A cache that holds the largest file of the work; the rest as it comes.
         let mut options = Options {
+            // No app runs here: no image is needed.
+            env: vec![("BERTH_PATHS_IMAGES".into(), images.to_string_lossy().into_owned())],
             lines: vec![("mount", "cache_max = \"3G\"".into())],
             ..Options::default()
         };
@@ -66,6 +69,7 @@ impl Ours {
         }
         let mut daemon = Daemon::prepared(&self.berth, options);
         world::remember(daemon.disk())?;
+        world::remember(daemon.run_dir())?;
         let keys = match keys {
             Some(keys) => keys,
             None => {

@@ -28,7 +28,7 @@ const KINDS: [(&str, &str); 4] = [
 ];
 
 pub fn run(bench: &mut Bench, subject: &mut dyn Subject) -> Result<()> {
-    if subject.bucket().is_none() {
+    if subject.is_floor() {
         return Ok(());
     }
     subject.fresh(&format!("remote-{}", subject.name().replace(' ', "-")))?;

@@ -29,7 +29,7 @@ use nix::{
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Names the guard's folder to the run inside.
-const WORLD: &str = "BERTH_BENCH_WORLD";
+const WORLD: &str = "BENCH_WORLD";
 /// Two runs at once would measure each other.
 const LOCK: &str = "/var/tmp/berth-bench.lock";
 /// How long an interrupted run may take to end by itself.
@@ -73,8 +73,6 @@ async fn run_inside(folder: &Path) -> Result<ExitStatus> {
         .arg(env::current_exe()?)
         .args(env::args_os().skip(1))
         .env(WORLD, folder)
-        // The daemons are wanted without apps, and so without images.
-        .env("BERTH_TEST_IMAGES", folder.join("images"))
         .stdin(Stdio::null())
         .process_group(0);
     let mut child = command.spawn().context("cannot run setpriv and unshare (util-linux)")?;
