@@ -410,7 +410,7 @@ mod tests {
         table.add("git.clone", "berth", 0.4);
         let line = table.print().lines().nth(2).unwrap().to_owned();
         assert!(
-            line.contains("| exit status: 128 |") && line.ends_with("| –, – | 0.800, – | ≤ 0.5 | yes, – |"),
+            line.contains("| exit status: 128 |") && line.ends_with("| – | 0.800, – | ≤ 0.5 | yes, – |"),
             "{line}"
         );
     }
