@@ -98,11 +98,11 @@ const GROUPS: [(&str, Group); 10] = [
     ("copy", copy::run),
     ("save", save::run),
     ("replace", replace::run),
-    ("remote", remote::run),
     ("git", git::run),
     ("crash", crash::run),
     ("stream", stream::run),
     ("memory", memory::run),
+    ("remote", remote::run),
 ];
 
 /// The whole benchmark.

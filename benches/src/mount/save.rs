@@ -17,9 +17,10 @@ use super::{
 
 /// Saves timed by themselves.
 const SAVES: usize = 200;
-/// Saves followed into S3, and how long they may take all together.
+/// Saves followed into S3, how long they may take all together, and the pause between them.
 const FOLLOWED: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(15);
+const PAUSE: Duration = Duration::from_millis(20);
 /// Files saved in turns.
 const FILES: usize = 20;
 
@@ -43,6 +44,7 @@ pub fn run(bench: &mut Bench, subject: &mut dyn Subject) -> Result<()> {
     fs::create_dir_all(&folder)?;
     let floor = subject.bucket().is_none();
     let file = |number: usize| format!("f{:02}.js", number % FILES);
+    let followed = |number: usize| format!("s{:02}.js", number % FILES);
     for number in 0..FILES {
         save(&folder.join(file(number)), &subject::text(number, 4096), floor)?;
     }
@@ -59,13 +61,17 @@ pub fn run(bench: &mut Bench, subject: &mut dyn Subject) -> Result<()> {
     }
     bench.table.add_quietly("save", name, taken);
     let Some(bucket) = subject.bucket() else { return Ok(()) };
-    let last = subject::text(SAVES / bench.size.part - 1 + 1000, 4096);
-    let key = format!("save/{}", file(SAVES / bench.size.part - 1));
-    command::until(PATIENCE, Duration::from_millis(20), || bucket.has(&key, &last));
+    // Files of their own, each saved again after a while, as people do: a file that is saved without a pause is sent once a second.
+    for number in 0..FILES {
+        save(&folder.join(followed(number)), &subject::text(number, 4096), false)?;
+    }
+    bucket.wait_for("save/s", FILES, 4096, PATIENCE)?;
     let (mut taken, since) = (Vec::new(), Instant::now());
     for number in 0..FOLLOWED / bench.size.part {
-        let (key, body) = (format!("save/{}", file(number)), subject::text(number + 5000, 4096));
-        save(&folder.join(file(number)), &body, false)?;
+        std::thread::sleep(PAUSE);
+        let name_of = followed(number);
+        let (key, body) = (format!("save/{name_of}"), subject::text(number + 5000, 4096));
+        save(&folder.join(&name_of), &body, false)?;
         let begun = Instant::now();
         if !command::until(PATIENCE, Duration::from_micros(500), || bucket.has(&key, &body)) {
             bench

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -71,12 +71,20 @@ pub fn populate(subject: &dyn Subject, files: &[String], body: impl Fn(usize) ->
     if bucket.list("")?.len() >= files.len() {
         return Ok(());
     }
+    let begun = Instant::now();
     bucket.put_all(
         files
             .iter()
             .enumerate()
             .map(|(number, name)| (name.clone(), body(number))),
-    )
+    )?;
+    let taken = begun.elapsed().as_secs_f64();
+    let name = subject.name();
+    eprintln!(
+        "    {name:<15} {} objects put from elsewhere in {taken:.1} s",
+        files.len()
+    );
+    Ok(())
 }
 
 /// `size` bytes of source-like text that no other number has.
