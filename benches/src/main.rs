@@ -2,9 +2,9 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 //! Benchmarks through the real binary: `cargo xtask bench NAME`, with NAME one of cold-start, proxy, memory and mount.
 //!
-//! Each figure stands beside a peer measured in the same run, alternating with it where that is possible, because the machine is noisy:
-//! read the ratios. A bare `node` process (the one in the image) is the peer of a cold start, a connection straight to a server the
-//! peer of the proxy, rclone and s3fs those of the mount.
+//! Each figure stands beside a peer measured in the same run, alternating with it where that is possible, because the
+//! machine is noisy: read the ratios. A bare `node` process (the one in the image) is the peer of a cold start, a
+//! connection straight to a server the peer of the proxy, rclone and s3fs those of the mount.
 
 mod cold_start;
 mod figures;

@@ -1,4 +1,5 @@
-//! `bench`: measurements through the real binary. What is printed is for people; nothing fails because the machine was slow.
+//! `bench`: measurements through the real binary. What is printed is for people; nothing fails because the machine
+//! was slow.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,4 +1,5 @@
-//! The mount's process is killed (-9) right after 200 saves were acknowledged: how many never come to S3 when it is mounted again.
+//! The mount's process is killed (-9) right after 200 saves were acknowledged: how many never come to S3 when it is
+//! mounted again.
 
 use std::{fs, time::Duration};
 

@@ -42,7 +42,8 @@ impl Garage {
         let (at, [port, rpc, admin]) = (folder.display(), [ports[0], ports[1], ports[2]]);
         let text = format!(
             "metadata_dir = \"{at}/meta\"\ndata_dir = \"{at}/data\"\ndb_engine = \"lmdb\"\nreplication_factor = 1\n\
-             rpc_bind_addr = \"127.0.0.1:{rpc}\"\nrpc_public_addr = \"127.0.0.1:{rpc}\"\nrpc_secret = \"{SECRET_KEY}\"\n\
+             rpc_bind_addr = \"127.0.0.1:{rpc}\"\nrpc_public_addr = \"127.0.0.1:{rpc}\"\n\
+             rpc_secret = \"{SECRET_KEY}\"\n\
              [s3_api]\ns3_region = \"{REGION}\"\napi_bind_addr = \"127.0.0.1:{port}\"\n\
              [admin]\napi_bind_addr = \"127.0.0.1:{admin}\"\n"
         );

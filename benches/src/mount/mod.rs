@@ -1,5 +1,5 @@
-//! The mount beside its peers: the same work on tmpfs and ext4 (the floors), Debian's rclone with old and with tuned flags, s3fs, and
-//! Berth; all but the floors on one Garage node on this machine, Berth also with its own server.
+//! The mount beside its peers: the same work on tmpfs and ext4 (the floors), Debian's rclone with old and with tuned
+//! flags, s3fs, and Berth; all but the floors on one Garage node on this machine, Berth also with its own server.
 //!
 //! ```text
 //!   guard ──▶ run in own namespaces ──▶ Garage ◀── one mount at a time: rclone, s3fs, berth serve
@@ -7,9 +7,9 @@
 //!                  └── a client of the bucket         └── find, cat, cp, git, open/write/close
 //! ```
 //!
-//! Groups of rows are taken one after the other, in each group one column after the other, each with a bucket of its own. Rows and
-//! targets are in `table.rs`; a verdict is printed, never asserted: the machine is not ours alone. `docs/benchmarks.md` says how
-//! to read it.
+//! Groups of rows are taken one after the other, in each group one column after the other, each with a bucket of its
+//! own. Rows and targets are in `table.rs`; a verdict is printed, never asserted: the machine is not ours alone.
+//! `docs/benchmarks.md` says how to read it.
 
 mod bucket;
 mod command;

@@ -113,7 +113,8 @@ impl PeerMount {
                     ));
             }
         }
-        // rclone does not start with a bundle of certificates for a plain connection; a proxy would be asked for loopback.
+        // rclone does not start with a bundle of certificates for a plain connection; a proxy would be asked for
+        // loopback.
         for name in [
             "AWS_CA_BUNDLE",
             "http_proxy",

@@ -1,4 +1,5 @@
-//! Changes made elsewhere: how long after a PUT beside the mount they are read, seen by stat, found by name, told by inotify.
+//! Changes made elsewhere: how long after a PUT beside the mount they are read, seen by stat, found by name, told by
+//! inotify.
 
 use std::{
     fs,

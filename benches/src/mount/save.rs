@@ -24,7 +24,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Files saved in turns.
 const FILES: usize = 20;
 
-/// A save, acknowledged when `close` itself has said so; milliseconds. `durable`: with fsync, as a plain folder needs it to last.
+/// A save, acknowledged when `close` itself has said so; milliseconds. `durable`: with fsync, as a plain folder needs
+/// it to last.
 pub fn save(path: &Path, body: &[u8], durable: bool) -> Result<f64> {
     let begun = Instant::now();
     let mut file = File::create(path)?;
@@ -61,7 +62,8 @@ pub fn run(bench: &mut Bench, subject: &mut dyn Subject) -> Result<()> {
     }
     bench.table.add_quietly("save", name, taken);
     let Some(bucket) = subject.bucket() else { return Ok(()) };
-    // Files of their own, each saved again after a while, as people do: a file that is saved without a pause is sent once a second.
+    // Files of their own, each saved again after a while, as people do: a file that is saved without a pause is sent
+    // once a second.
     for number in 0..FILES {
         save(&folder.join(followed(number)), &subject::text(number, 4096), false)?;
     }

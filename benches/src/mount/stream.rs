@@ -1,4 +1,5 @@
-//! One large file: written in sequence with fsync, and read again from the host's cache with nothing of it in the kernel's.
+//! One large file: written in sequence with fsync, and read again from the host's cache with nothing of it in the
+//! kernel's.
 
 use std::{
     fs::{self, File},

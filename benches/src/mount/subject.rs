@@ -18,7 +18,8 @@ pub trait Subject {
     /// Its name there.
     fn name(&self) -> &'static str;
 
-    /// Mounts the bucket for work called `work` with nothing cached on this host, also not in the kernel; how long the mount took.
+    /// Mounts the bucket for work called `work` with nothing cached on this host, also not in the kernel; how long
+    /// the mount took.
     fn fresh(&mut self, work: &str) -> Result<Duration>;
 
     /// Kills the mount's process (-9).

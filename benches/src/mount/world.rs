@@ -1,11 +1,12 @@
 //! The world a run takes place in, and the promise that nothing of it stays behind.
 //!
-//! The process a person starts is only a guard. It runs itself again inside namespaces of its own for processes, mounts and
-//! network: whatever the benchmark starts or mounts ends with them, also after a crash or Ctrl-C, and the guard then removes the
-//! folders. Ctrl-C is first passed on, so that the run ends tidily and still prints what it has; after a while it is cut off.
+//! The process a person starts is only a guard. It runs itself again inside namespaces of its own for processes,
+//! mounts and network: whatever the benchmark starts or mounts ends with them, also after a crash or Ctrl-C, and the
+//! guard then removes the folders. Ctrl-C is first passed on, so that the run ends tidily and still prints what it
+//! has; after a while it is cut off.
 //!
-//! The loopback inside acknowledges at once (`quickack`): Garage writes an answer's header and body apart, and a small GET on a kept
-//! connection would otherwise wait 44 ms for the delayed acknowledgement, whoever asks.
+//! The loopback inside acknowledges at once (`quickack`): Garage writes an answer's header and body apart, and a
+//! small GET on a kept connection would otherwise wait 44 ms for the delayed acknowledgement, whoever asks.
 
 use std::{
     env, fs,
@@ -35,7 +36,8 @@ const LOCK: &str = "/var/tmp/berth-bench.lock";
 /// How long an interrupted run may take to end by itself.
 const TIDY: Duration = Duration::from_secs(45);
 
-/// For all inside alike: among busy neighbours each wait for the disk or the server would else end with one for a processor.
+/// For all inside alike: among busy neighbours each wait for the disk or the server would else end with one for a
+/// processor.
 const PRIORITY: &str = "-19";
 
 static STOPPED: AtomicBool = AtomicBool::new(false);
@@ -165,7 +167,8 @@ pub fn remember(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The cgroups of the daemons inside: their instances are named after process 1 (`t10`, `t11`, ...), which no process outside is.
+/// The cgroups of the daemons inside: their instances are named after process 1 (`t10`, `t11`, ...), which no process
+/// outside is.
 fn remove_cgroups() {
     let roots = fs::read_dir("/sys/fs/cgroup")
         .into_iter()
