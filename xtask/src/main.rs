@@ -6,13 +6,14 @@
 //! one line what it does. Debian packages come from the one list in `packages.rs`; everything else is cargo's and
 //! `berth`'s own.
 
-mod bench;
 mod examples;
 mod http;
 mod lint;
 mod packages;
 mod step;
+mod suites;
 mod test;
+mod tools;
 mod up;
 
 use std::process::ExitCode;
@@ -21,7 +22,8 @@ const USAGE: &str = "\
 cargo xtask up            install what is needed, build, start the daemon and the example apps
 cargo xtask down          stop the daemon that `up` started
 cargo xtask test [ARGS]   run all tests; ARGS go to `cargo test`
-cargo xtask bench NAME    measure: cold-start, proxy, memory or mount; --help after the name lists its options
+cargo xtask tools         install the suites and S3 servers that tests run
+cargo xtask suites [--full]  run other people's suites and programs on the mount; --full: as long as before a release
 cargo xtask lint          formatting, clippy and the rules of the house
 cargo xtask image NAME..  build images: node, python, go, nginx, or all";
 
@@ -32,7 +34,9 @@ fn main() -> ExitCode {
         ["up"] => up::up(),
         ["down"] => up::down(),
         ["test", rest @ ..] => test::test(rest),
-        ["bench", rest @ ..] if !rest.is_empty() => bench::bench(rest),
+        ["tools"] => tools::install(),
+        ["suites"] => suites::suites(suites::Size::Ci),
+        ["suites", "--full"] => suites::suites(suites::Size::Full),
         ["lint"] => lint::lint(),
         ["image", names @ ..] if !names.is_empty() => up::images(names),
         _ => {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::packages::{self, For};
 use crate::step::{build_berth, cargo, say, shown};
+use crate::tools;
 use crate::up::build_images;
 
 /// What cargo's closing lines add up to.
@@ -46,6 +47,7 @@ fn count(text: &str, word: &str) -> usize {
 pub fn test(rest: &[&str]) -> Result<()> {
     packages::check_host()?;
     packages::install(&[For::Build, For::Run, For::Test])?;
+    tools::install()?;
     let berth = build_berth()?;
     build_images(&berth, &["all"])?;
     let began = Instant::now();

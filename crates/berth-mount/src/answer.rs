@@ -4,14 +4,14 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FopenFlags, Generation, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request,
 };
 
 use crate::{
     core::Core,
     file::{Attachment, File},
     handles::{Listing, Opened},
-    tree::{Ino, Tree},
+    tree::{Ino, Owner, Tree},
 };
 
 /// Inode numbers are never used twice.
@@ -147,4 +147,12 @@ pub(crate) fn opened(core: &Core, reply: ReplyOpen, file: Arc<File>, flags: Open
 
 pub(crate) fn perm(mode: u32) -> u16 {
     (mode & 0o7777) as u16
+}
+
+/// Whom something new belongs to.
+pub(crate) fn creator(req: &Request) -> Owner {
+    Owner {
+        uid: req.uid(),
+        gid: req.gid(),
+    }
 }

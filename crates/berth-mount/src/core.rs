@@ -109,6 +109,7 @@ impl Core {
     pub(crate) fn is_local(&self, parent_local: bool, key: &str, node: Shape) -> bool {
         let excludes = &self.cfg.excludes;
         parent_local
+            || node == Shape::Special
             || (node != Shape::Dir && excludes.local_only(key))
             // A link called node_modules stands for the folder.
             || (node != Shape::File && excludes.local_only(&format!("{key}/")))
@@ -338,6 +339,8 @@ pub(crate) enum Shape {
     File,
     Dir,
     Symlink,
+    /// No object can be one.
+    Special,
 }
 
 impl Shape {
@@ -345,7 +348,8 @@ impl Shape {
         match node {
             Node::Dir(_) => Self::Dir,
             Node::Symlink(_) => Self::Symlink,
-            Node::File(_) | Node::Special(_) => Self::File,
+            Node::File(_) => Self::File,
+            Node::Special(..) => Self::Special,
         }
     }
 }

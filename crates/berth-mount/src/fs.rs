@@ -14,7 +14,7 @@ use fuser::{
 use parking_lot::Mutex;
 
 use crate::{
-    answer::{BerthFs, GENERATION, done, entry_reply, opened, perm},
+    answer::{BerthFs, GENERATION, creator, done, entry_reply, opened, perm},
     handles::{OpenDir, Opened},
     ops::Changes,
     rename::Missing,
@@ -77,8 +77,8 @@ impl Filesystem for BerthFs {
         _req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
-        _uid: Option<u32>,
-        _gid: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
@@ -93,6 +93,8 @@ impl Filesystem for BerthFs {
         let (core, ttl) = (self.core.clone(), self.ttl);
         let changes = Changes {
             perm: mode.map(perm),
+            uid,
+            gid,
             atime,
             mtime,
         };
@@ -136,34 +138,37 @@ impl Filesystem for BerthFs {
 
     fn mknod(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _rdev: u32,
+        rdev: u32,
         reply: ReplyEntry,
     ) {
         let kind = match mode & libc::S_IFMT {
             libc::S_IFREG | 0 => FileType::RegularFile,
             libc::S_IFIFO => FileType::NamedPipe,
             libc::S_IFSOCK => FileType::Socket,
+            // Shown, and never opened: the mount is without devices.
+            libc::S_IFCHR => FileType::CharDevice,
+            libc::S_IFBLK => FileType::BlockDevice,
             _ => return reply.error(Errno::EPERM),
         };
         let name = match check_name(name) {
             Ok(name) => name.to_owned(),
             Err(errno) => return reply.error(errno),
         };
-        let core = self.core.clone();
+        let (core, by) = (self.core.clone(), creator(req));
         self.later(
             reply,
-            async move { core.mknod(parent.0, &name, kind, perm(mode)).await },
+            async move { core.mknod(parent.0, &name, (kind, rdev), (perm(mode), by)).await },
             entry_reply(self.ttl),
         );
     }
 
-    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let made = check_name(name).and_then(|name| self.core.mkdir(parent.0, name, perm(mode)));
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let made = check_name(name).and_then(|name| self.core.mkdir(parent.0, name, (perm(mode), creator(req))));
         Self::now(reply, made, entry_reply(self.ttl));
     }
 
@@ -181,10 +186,10 @@ impl Filesystem for BerthFs {
         Self::now(reply, removed, done);
     }
 
-    fn symlink(&self, _req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+    fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let made = check_name(link_name).and_then(|name| {
             let target = target.to_str().ok_or(Errno::EILSEQ)?;
-            self.core.symlink(parent.0, name, target)
+            self.core.symlink(parent.0, name, target, creator(req))
         });
         Self::now(reply, made, entry_reply(self.ttl));
     }
@@ -440,7 +445,7 @@ impl Filesystem for BerthFs {
 
     fn create(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -448,7 +453,7 @@ impl Filesystem for BerthFs {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let made = check_name(name).and_then(|name| self.core.create(parent.0, name, perm(mode)));
+        let made = check_name(name).and_then(|name| self.core.create(parent.0, name, (perm(mode), creator(req))));
         Self::now(reply, made, |reply, (attr, fh)| {
             reply.created(
                 &self.ttl,

@@ -1,7 +1,8 @@
 //! The index objects: what S3 objects cannot say, one small object a workspace.
 //!
 //! The index is never kept up by hand: it is worked out from the tree whenever it is written, so it cannot drift. It holds
-//! exceptions alone: other bits than 0644 and 0755, times that somebody set, symlinks, folders with nothing in them.
+//! exceptions alone: other bits than 0644 and 0755, other owners than the mount's, times that somebody set, symlinks, folders
+//! with nothing in them.
 //!
 //! What a change means for the index is in the journal, path by path, before the change is answered; so writes are grouped,
 //! in the background, [`DEBOUNCE`] after the first change. Who must wait for S3 calls [`IndexWriter::commit`]; all who wait at
@@ -284,11 +285,14 @@ pub(crate) fn entry_of(tree: &Tree, ino: Ino) -> Option<IndexEntry> {
         ),
         Node::File(file) => (IndexEntry::file(), file.state().times, FILE_PERM, false),
         Node::Symlink(target) => (IndexEntry::symlink(target), inode.times, inode.perm, true),
-        Node::Special(_) => return None,
+        Node::Special(..) => return None,
     };
     entry.mode = (inode.perm != default).then_some(u32::from(inode.perm));
     entry.mtime_ns = mtime(times);
-    (always || entry.mode.is_some() || entry.mtime_ns.is_some()).then_some(entry)
+    entry.uid = inode.owner.map(|owner| owner.uid);
+    entry.gid = inode.owner.map(|owner| owner.gid);
+    let says = entry.mode.is_some() || entry.mtime_ns.is_some() || entry.uid.is_some();
+    (always || says).then_some(entry)
 }
 
 /// Nanoseconds since 1970; times too far away are cut to what fits.

@@ -19,7 +19,7 @@
 //!   object per workspace.
 //! - Paths that are excluded, and editors' temporary files, live in memory only, within a bound.
 //!
-//! Not here: hard links, owners and extended attributes (a bucket has none), and locks (the kernel keeps them on this host).
+//! Not here: hard links and extended attributes (a bucket has none), and locks (the kernel keeps them on this host).
 
 mod answer;
 mod cache;

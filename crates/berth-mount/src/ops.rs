@@ -3,14 +3,15 @@
 //! Each change is made in the tree and entered in the journal under one lock; it is answered when the journal has it on disk.
 //! None waits for S3. Room in the journal is asked for first, so that nothing has to be taken back.
 //!
-//! Owners are not kept: every file belongs to the configured user, and `chown` succeeds without effect, so that `cp -a`,
-//! `rsync -a` and `tar x` work as root. Hard links do not exist (`EPERM`: a bucket has none, and git and npm fall back).
+//! What is made belongs to who made it; the index keeps owners other than the mount's. FIFOs, sockets and devices live in this
+//! host's memory alone, wherever they are. Hard links do not exist (`EPERM`: a bucket has none, and git and npm fall back).
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use berth_workspace::IndexEntry;
 use bytes::Bytes;
 use fuser::{Errno, FileAttr, FileType, TimeOrNow};
 
@@ -21,7 +22,7 @@ use crate::{
     journal::Content,
     pending::Step,
     remote::refuse_hidden,
-    tree::{Dir, FILE_PERM, Ino, Look, Node, ROOT, Times, Tree},
+    tree::{Dir, Ino, Look, Node, Owner, ROOT, Times, Tree},
 };
 
 /// What a change of names may need in the journal.
@@ -31,6 +32,8 @@ pub(crate) const SMALL: u64 = 8 << 10;
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Changes {
     pub(crate) perm: Option<u16>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
     pub(crate) atime: Option<TimeOrNow>,
     pub(crate) mtime: Option<TimeOrNow>,
 }
@@ -70,7 +73,13 @@ impl Core {
     }
 
     /// Makes an empty file.
-    pub(crate) fn create_file(&self, tree: &mut Tree, parent: Ino, name: &str, perm: u16) -> Result<Arc<File>, Errno> {
+    pub(crate) fn create_file(
+        &self,
+        tree: &mut Tree,
+        parent: Ino,
+        name: &str,
+        (perm, by): (u16, Owner),
+    ) -> Result<Arc<File>, Errno> {
         let (_, local) = self.new_name(tree, parent, name, Shape::File)?;
         let charge = if local { Some(self.budget.open()?) } else { None };
         let ino = tree.number();
@@ -80,11 +89,13 @@ impl Core {
             perm,
             times: Times::at(SystemTime::now()),
         };
+        let (look, owner) = tree.heir(parent, look, by, false)?;
         tree.insert(ino, parent, name, look, Node::File(file.clone()))?;
+        tree.set_owner(ino, owner);
         self.dir_changed(tree, parent);
         if !local {
             self.unsaved.add(&file);
-            if perm != FILE_PERM {
+            if entry_of(tree, ino).is_some() {
                 self.touch_index(tree, ino);
             }
         }
@@ -92,55 +103,55 @@ impl Core {
     }
 
     /// Makes and opens a file.
-    pub(crate) fn create(&self, parent: Ino, name: &str, perm: u16) -> Result<(FileAttr, u64), Errno> {
+    pub(crate) fn create(&self, parent: Ino, name: &str, rights: (u16, Owner)) -> Result<(FileAttr, u64), Errno> {
         let mut tree = self.tree.lock();
-        let file = self.create_file(&mut tree, parent, name, perm)?;
+        let file = self.create_file(&mut tree, parent, name, rights)?;
         file.state().opens += 1;
         let attr = self.entry(&mut tree, file.ino)?;
         Ok((attr, self.open_handle(Opened::File(file))))
     }
 
-    /// `mknod` of a plain file (saved before the answer, since no close will come), or of a FIFO or socket in a local path.
+    /// `mknod`: a plain file is saved before the answer, since no close will come; a FIFO, socket or device (`rdev`) lives
+    /// in memory.
     pub(crate) async fn mknod(
         self: &Arc<Self>,
         parent: Ino,
         name: &str,
-        kind: FileType,
-        perm: u16,
+        (kind, rdev): (FileType, u32),
+        (perm, by): (u16, Owner),
     ) -> Result<FileAttr, Errno> {
         if kind == FileType::RegularFile {
-            let file = self.create_file(&mut self.tree.lock(), parent, name, perm)?;
+            let file = self.create_file(&mut self.tree.lock(), parent, name, (perm, by))?;
             self.save(&file).await?;
             return self.entry(&mut self.tree.lock(), file.ino);
         }
         let mut tree = self.tree.lock();
-        let (_, local) = self.new_name(&tree, parent, name, Shape::File)?;
-        if !local || !matches!(kind, FileType::NamedPipe | FileType::Socket) {
-            return Err(Errno::EPERM);
-        }
+        self.new_name(&tree, parent, name, Shape::Special)?;
         let ino = tree.number();
         let look = Look {
             local: true,
             perm,
             times: Times::at(SystemTime::now()),
         };
-        tree.insert(ino, parent, name, look, Node::Special(kind))?;
+        let (look, owner) = tree.heir(parent, look, by, false)?;
+        tree.insert(ino, parent, name, look, Node::Special(kind, rdev))?;
+        tree.set_owner(ino, owner);
         self.dir_changed(&mut tree, parent);
         self.entry(&mut tree, ino)
     }
 
     /// Makes a folder.
-    pub(crate) fn mkdir(&self, parent: Ino, name: &str, perm: u16) -> Result<FileAttr, Errno> {
-        self.make_indexed(parent, name, perm, Node::Dir(Dir::default()))
+    pub(crate) fn mkdir(&self, parent: Ino, name: &str, rights: (u16, Owner)) -> Result<FileAttr, Errno> {
+        self.make_indexed(parent, name, rights, Node::Dir(Dir::default()))
     }
 
     /// Makes a symlink. Not at the top: there is no index there.
-    pub(crate) fn symlink(&self, parent: Ino, name: &str, target: &str) -> Result<FileAttr, Errno> {
-        self.make_indexed(parent, name, 0o777, Node::Symlink(target.to_owned()))
+    pub(crate) fn symlink(&self, parent: Ino, name: &str, target: &str, by: Owner) -> Result<FileAttr, Errno> {
+        self.make_indexed(parent, name, (0o777, by), Node::Symlink(target.to_owned()))
     }
 
     /// Makes a folder or a link: what the index (or, at the top, a marker object) says to exist.
-    fn make_indexed(&self, parent: Ino, name: &str, perm: u16, node: Node) -> Result<FileAttr, Errno> {
+    fn make_indexed(&self, parent: Ino, name: &str, (perm, by): (u16, Owner), node: Node) -> Result<FileAttr, Errno> {
         let mut tree = self.tree.lock();
         let (key, local) = self.new_name(&tree, parent, name, Shape::of(&node))?;
         let top = parent == ROOT && !local;
@@ -156,7 +167,9 @@ impl Core {
             perm,
             times: Times::at(SystemTime::now()),
         };
+        let (look, owner) = tree.heir(parent, look, by, matches!(node, Node::Dir(_)))?;
         tree.insert(ino, parent, name, look, node)?;
+        tree.set_owner(ino, owner);
         self.dir_changed(&mut tree, parent);
         let mut seq = 0;
         if !local {
@@ -289,7 +302,7 @@ impl Core {
         self.commit(seq)
     }
 
-    /// Bits and times; returns when the journal has the bits. Times are kept a little later.
+    /// Bits, owner and times; returns when the journal has the first two. Times are kept a little later.
     pub(crate) fn set_attributes(&self, ino: Ino, changes: Changes) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
         let before = entry_of(&tree, ino);
@@ -297,6 +310,11 @@ impl Core {
         let stored = !inode.local && inode.linked && ino != ROOT;
         if stored {
             self.admit(SMALL)?;
+        }
+        if changes.uid.is_some() || changes.gid.is_some() {
+            let now = tree.owner(ino)?;
+            let (uid, gid) = (changes.uid.unwrap_or(now.uid), changes.gid.unwrap_or(now.gid));
+            tree.set_owner(ino, Owner { uid, gid });
         }
         let inode = tree.get_mut(ino)?;
         if let Some(perm) = changes.perm {
@@ -326,7 +344,8 @@ impl Core {
         if unknown || !key.contains('/') {
             return Ok(());
         }
-        let bits = before.and_then(|entry| entry.mode) != after.as_ref().and_then(|entry| entry.mode);
+        let rights = |entry: &IndexEntry| (entry.mode, entry.uid, entry.gid);
+        let bits = before.as_ref().map(rights) != after.as_ref().map(rights);
         let seq = self.enter(&tree, vec![Step::Meta { key, entry: after }], &[]);
         drop(tree);
         if bits { self.commit(seq) } else { Ok(()) }

@@ -21,7 +21,7 @@ use crate::{
     file::{Attachment, File},
     index::{from_nanos, is_file},
     kernel::Notice,
-    tree::{DIR_PERM, Dir, FILE_PERM, Ino, Look, Node, ROOT, Times, Tree},
+    tree::{DIR_PERM, Dir, FILE_PERM, Ino, Look, Node, Owner, ROOT, Times, Tree},
     unshown::{Why, classify},
 };
 
@@ -277,10 +277,10 @@ impl Core {
         let Some(parent) = self.folder(tree, above, info.modified, notices) else {
             return;
         };
-        let perm = match tree.child(parent, name).ok().flatten() {
-            None => FILE_PERM,
+        let (perm, owner) = match tree.child(parent, name).ok().flatten() {
+            None => (FILE_PERM, None),
             Some(ino) => match self.make_room(tree, ino, info) {
-                Some(perm) => perm,
+                Some(rights) => rights,
                 None => return,
             },
         };
@@ -302,6 +302,9 @@ impl Core {
             .is_ok()
         {
             self.unshown.forget(&info.key);
+            if let Ok(inode) = tree.get_mut(ino) {
+                inode.owner = owner;
+            }
             if let Ok(inode) = tree.get_mut(parent)
                 && !inode.times.explicit
             {
@@ -314,15 +317,15 @@ impl Core {
         }
     }
 
-    /// Takes away what has the name of a new object; its bits if the object may take its place.
-    fn make_room(&self, tree: &mut Tree, ino: Ino, info: &ObjectInfo) -> Option<u16> {
+    /// Takes away what has the name of a new object; its bits and owner if the object may take its place.
+    fn make_room(&self, tree: &mut Tree, ino: Ino, info: &ObjectInfo) -> Option<(u16, Option<Owner>)> {
         let inode = tree.get(ino).ok()?;
-        let perm = match &inode.node {
+        let rights = match &inode.node {
             Node::Dir(_) => {
                 self.unshown.note(&info.key, Why::NameOfFolder);
                 return None;
             }
-            Node::Symlink(_) | Node::Special(_) => FILE_PERM,
+            Node::Symlink(_) | Node::Special(..) => (FILE_PERM, None),
             Node::File(file) => {
                 let state = file.state();
                 if state
@@ -337,14 +340,14 @@ impl Core {
                 if state.is_unsaved() || state.held.is_some() {
                     return None;
                 }
-                inode.perm
+                (inode.perm, inode.owner)
             }
         };
         tree.detach(ino, Attachment::Replaced);
         if let Some(app) = self.workspace_of(tree, &info.key) {
             self.index.touch(&app);
         }
-        Some(perm)
+        Some(rights)
     }
 
     /// The bucket has nothing at `key` any more.
@@ -515,23 +518,26 @@ impl Core {
                 Node::Dir(dir) => {
                     dir.indexed = false;
                     inode.perm = DIR_PERM;
+                    inode.owner = None;
                     self.prune(tree, ino, notices);
                 }
                 // One that nobody has saved yet is in no index.
                 Node::File(file) if file.state().is_unsaved() => {}
                 Node::File(_) => {
-                    if inode.perm != FILE_PERM {
+                    if inode.perm != FILE_PERM || inode.owner.is_some() {
                         inode.perm = FILE_PERM;
+                        inode.owner = None;
                         notices.push(Notice::Attributes(ino));
                     }
                 }
-                Node::Special(_) => {}
+                Node::Special(..) => {}
             }
         }
     }
 }
 
 pub(crate) fn apply_entry(tree: &mut Tree, ino: Ino, entry: &index::IndexEntry, written: SystemTime) {
+    let own = tree.own();
     let Ok(inode) = tree.get_mut(ino) else { return };
     match (&mut inode.node, entry.kind) {
         (Node::Dir(dir), EntryKind::Dir) => dir.indexed = true,
@@ -541,6 +547,11 @@ pub(crate) fn apply_entry(tree: &mut Tree, ino: Ino, entry: &index::IndexEntry, 
     if let Some(mode) = entry.mode {
         inode.perm = (mode & 0o7777) as u16;
     }
+    let owner = Owner {
+        uid: entry.uid.unwrap_or(own.uid),
+        gid: entry.gid.unwrap_or(own.gid),
+    };
+    inode.owner = (owner != own).then_some(owner);
     let Some(mtime) = entry.mtime_ns.map(from_nanos) else {
         return;
     };

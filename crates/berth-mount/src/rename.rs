@@ -179,7 +179,6 @@ impl Core {
             return Err(Errno::EINVAL);
         }
         match &inode.node {
-            Node::Special(_) if !now_local => return Err(Errno::EPERM),
             Node::Symlink(_) if !now_local && new_parent == ROOT => return Err(Errno::EPERM),
             _ => {}
         }
@@ -210,9 +209,6 @@ impl Core {
                 now_local.get(&inode.parent).copied().unwrap_or(false)
             };
             let local = self.is_local(parent_local, &new_key, Shape::of(&inode.node));
-            if matches!(inode.node, Node::Special(_)) && !local {
-                return Err(Errno::EPERM);
-            }
             if !local && new_key.len() > MAX_KEY {
                 return Err(Errno::ENAMETOOLONG);
             }

@@ -71,13 +71,17 @@ impl Core {
             Node::Dir(dir) if only_entry => {
                 dir.indexed = false;
                 inode.perm = DIR_PERM;
+                inode.owner = None;
                 self.prune(tree, ino, notices);
             }
             Node::Dir(dir) if key.ends_with('/') => {
                 dir.marker = false;
                 self.prune(tree, ino, notices);
             }
-            Node::File(_) if only_entry => inode.perm = FILE_PERM,
+            Node::File(_) if only_entry => {
+                inode.perm = FILE_PERM;
+                inode.owner = None;
+            }
             Node::File(_) | Node::Symlink(_) => self.displace_file(tree, ino, notices),
             _ => {}
         }
@@ -112,15 +116,17 @@ impl Core {
             );
             return;
         };
-        let (mut name, mut base, mut perm) = (name.to_owned(), None, FILE_PERM);
+        let (mut name, mut base, mut perm, mut owner) = (name.to_owned(), None, FILE_PERM, None);
         if let Some(there) = tree.child(parent, &name).ok().flatten() {
             match tree
                 .get(there)
-                .map(|inode| (inode.perm, inode.file().cloned(), inode.is_dir()))
+                .map(|inode| ((inode.perm, inode.owner), inode.file().cloned(), inode.is_dir()))
             {
                 Ok((_, _, true)) => name = conflict_name(&name),
                 Ok((bits, file, _)) => {
-                    perm = if file.is_some() { bits } else { FILE_PERM };
+                    if file.is_some() {
+                        (perm, owner) = bits;
+                    }
                     base = file.and_then(|file| file.state().base.clone());
                     tree.detach(there, Attachment::Replaced);
                 }
@@ -144,9 +150,13 @@ impl Core {
         if tree
             .insert(file.ino, parent, &name, look, Node::File(file.clone()))
             .is_ok()
-            && aside != key
         {
-            self.move_aside(tree, &file, key, aside);
+            if let Some(owner) = owner {
+                tree.set_owner(file.ino, owner);
+            }
+            if aside != key {
+                self.move_aside(tree, &file, key, aside);
+            }
         }
     }
 

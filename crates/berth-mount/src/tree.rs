@@ -26,6 +26,8 @@ pub(crate) const ROOT: Ino = 1;
 pub(crate) const FILE_PERM: u16 = 0o644;
 /// Permission bits of a folder nobody gave others.
 pub(crate) const DIR_PERM: u16 = 0o755;
+/// Whatever is made in a folder with this bit gets the folder's group.
+const SET_GID: u16 = 0o2000;
 /// The longest key that S3 stores, in bytes.
 pub(crate) const MAX_KEY: usize = 1024;
 
@@ -68,14 +70,21 @@ pub(crate) struct Dir {
     pub(crate) indexed: bool,
 }
 
+/// User and group of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
 /// What an inode is.
 #[derive(Debug)]
 pub(crate) enum Node {
     Dir(Dir),
     File(Arc<File>),
     Symlink(String),
-    /// A FIFO or socket: in local-only paths alone.
-    Special(FileType),
+    /// A FIFO, a socket, or a device with its number: local-only wherever it is.
+    Special(FileType, u32),
 }
 
 /// What a new inode has beside its name.
@@ -96,6 +105,8 @@ pub(crate) struct Inode {
     /// Never stored in S3, nor anything below it.
     pub(crate) local: bool,
     pub(crate) perm: u16,
+    /// User and group; `None`: the mount's own.
+    pub(crate) owner: Option<Owner>,
     /// Times of all but files, which keep theirs beside their content.
     pub(crate) times: Times,
     /// How many times the kernel was told of it and has not forgotten it.
@@ -140,6 +151,7 @@ impl Tree {
             linked: true,
             local: false,
             perm: DIR_PERM,
+            owner: None,
             times: Times::at(SystemTime::now()),
             lookups: 1,
             node: Node::Dir(Dir::default()),
@@ -205,12 +217,44 @@ impl Tree {
                 linked: true,
                 local,
                 perm,
+                owner: None,
                 times,
                 lookups: 0,
                 node,
             },
         );
         Ok(())
+    }
+
+    /// The mount's own user and group.
+    pub(crate) fn own(&self) -> Owner {
+        Owner {
+            uid: self.uid,
+            gid: self.gid,
+        }
+    }
+
+    /// Who owns an inode.
+    pub(crate) fn owner(&self, ino: Ino) -> Result<Owner, Errno> {
+        Ok(self.get(ino)?.owner.unwrap_or(self.own()))
+    }
+
+    /// Gives an inode to somebody.
+    pub(crate) fn set_owner(&mut self, ino: Ino, owner: Owner) {
+        let own = self.own() == owner;
+        if let Ok(inode) = self.get_mut(ino) {
+            inode.owner = (!own).then_some(owner);
+        }
+    }
+
+    /// Whom something new below `parent` belongs to, and with which bits: a set-group-id folder passes its group on.
+    pub(crate) fn heir(&self, parent: Ino, made: Look, by: Owner, is_dir: bool) -> Result<(Look, Owner), Errno> {
+        if self.get(parent)?.perm & SET_GID == 0 {
+            return Ok((made, by));
+        }
+        let gid = self.owner(parent)?.gid;
+        let perm = if is_dir { made.perm | SET_GID } else { made.perm };
+        Ok((Look { perm, ..made }, Owner { gid, ..by }))
     }
 
     /// Takes the inode away from its folder. It lives on while the kernel knows it.
@@ -252,7 +296,11 @@ impl Tree {
         inode.parent = parent;
         inode.name = name;
         inode.linked = true;
-        inode.times.ctime = SystemTime::now();
+        let now = SystemTime::now();
+        match &inode.node {
+            Node::File(file) => file.state().times.ctime = now,
+            _ => inode.times.ctime = now,
+        }
         Ok(())
     }
 
@@ -342,6 +390,7 @@ impl Tree {
     /// What `stat` shows.
     pub(crate) fn attr(&self, ino: Ino) -> Result<FileAttr, Errno> {
         let inode = self.get(ino)?;
+        let owner = self.owner(ino)?;
         let (kind, size, nlink, times) = match &inode.node {
             Node::Dir(dir) => (FileType::Directory, 4096, 2 + dir.subdirs, inode.times),
             Node::File(file) => {
@@ -349,7 +398,11 @@ impl Tree {
                 (FileType::RegularFile, state.size(), 1, state.times)
             }
             Node::Symlink(target) => (FileType::Symlink, target.len() as u64, 1, inode.times),
-            Node::Special(kind) => (*kind, 0, 1, inode.times),
+            Node::Special(kind, _) => (*kind, 0, 1, inode.times),
+        };
+        let rdev = match &inode.node {
+            Node::Special(_, rdev) => *rdev,
+            _ => 0,
         };
         Ok(FileAttr {
             ino: INodeNo(ino),
@@ -362,9 +415,9 @@ impl Tree {
             kind,
             perm: inode.perm,
             nlink: if inode.linked { nlink } else { 0 },
-            uid: self.uid,
-            gid: self.gid,
-            rdev: 0,
+            uid: owner.uid,
+            gid: owner.gid,
+            rdev,
             blksize: 4096,
             flags: 0,
         })

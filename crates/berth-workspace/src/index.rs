@@ -36,6 +36,12 @@ pub struct IndexEntry {
     /// Modification time, nanoseconds since 1970; `None`: the object's own time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtime_ns: Option<i64>,
+    /// The owner's number; `None`: the mount's own. A Berth that does not know of owners passes over them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The group's number; `None`: the mount's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
     /// Where a symlink points; `None` for all others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -110,6 +116,8 @@ impl IndexEntry {
             kind: EntryKind::Dir,
             mode: None,
             mtime_ns: None,
+            uid: None,
+            gid: None,
             target: None,
         }
     }
@@ -121,6 +129,8 @@ impl IndexEntry {
             kind: EntryKind::File,
             mode: None,
             mtime_ns: None,
+            uid: None,
+            gid: None,
             target: None,
         }
     }
@@ -132,6 +142,8 @@ impl IndexEntry {
             kind: EntryKind::Symlink,
             mode: None,
             mtime_ns: None,
+            uid: None,
+            gid: None,
             target: Some(target.into()),
         }
     }
@@ -203,9 +215,17 @@ mod tests {
                 ..IndexEntry::file()
             },
         );
+        index.entries.insert(
+            "theirs".into(),
+            IndexEntry {
+                uid: Some(1000),
+                gid: Some(1000),
+                ..IndexEntry::file()
+            },
+        );
         index.entries.insert("cur".into(), IndexEntry::symlink("v1"));
         index.entries.insert("empty".into(), IndexEntry::dir());
-        let text = r#"{"version":1,"entries":{"cur":{"kind":"symlink","target":"v1"},"empty":{"kind":"dir"},"run":{"kind":"file","mode":"755","mtime_ns":1}}}"#;
+        let text = r#"{"version":1,"entries":{"cur":{"kind":"symlink","target":"v1"},"empty":{"kind":"dir"},"run":{"kind":"file","mode":"755","mtime_ns":1},"theirs":{"kind":"file","uid":1000,"gid":1000}}}"#;
         assert_eq!(String::from_utf8(index.to_bytes()).unwrap(), text);
         assert_eq!(WorkspaceIndex::parse(text.as_bytes()).unwrap(), index);
         assert_eq!(
@@ -234,11 +254,11 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(
-            entries in prop::collection::btree_map(any::<String>(), (0u8..3, prop::option::of(0u32..0o10000), prop::option::of(any::<i64>()), any::<String>()), 0..8),
+            entries in prop::collection::btree_map(any::<String>(), (0u8..3, prop::option::of(0u32..0o10000), prop::option::of(any::<i64>()), prop::option::of(any::<u32>()), any::<String>()), 0..8),
         ) {
-            let entries = entries.into_iter().map(|(path, (kind, mode, mtime_ns, target))| {
+            let entries = entries.into_iter().map(|(path, (kind, mode, mtime_ns, uid, target))| {
                 let entry = match kind { 0 => IndexEntry::file(), 1 => IndexEntry::dir(), _ => IndexEntry::symlink(target) };
-                (path, IndexEntry { mode, mtime_ns, ..entry })
+                (path, IndexEntry { mode, mtime_ns, uid, ..entry })
             }).collect();
             let index = WorkspaceIndex { version: VERSION, entries };
             prop_assert_eq!(WorkspaceIndex::parse(&index.to_bytes()).unwrap(), index);

@@ -475,7 +475,7 @@ fn pid(child: &Child) -> Pid {
 
 /// Ports nobody listens on at this moment.
 #[allow(clippy::expect_used)]
-fn free_ports<const N: usize>() -> [u16; N] {
+pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
     let held: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"));
     held.map(|listener| listener.local_addr().expect("its address").port())
 }

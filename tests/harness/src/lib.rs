@@ -11,11 +11,15 @@ pub mod fault_proxy;
 mod http;
 mod leftovers;
 pub mod samples;
+mod servers;
+mod tools;
 mod wait;
 
 pub use daemon::{Daemon, Options, Output};
 pub use http::{Answer, Http};
 pub use leftovers::Leftovers;
+pub use servers::{Foreign, Make};
+pub use tools::tool;
 pub use wait::{wait, wait_for};
 
 use std::path::PathBuf;

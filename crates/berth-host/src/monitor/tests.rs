@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-use berth_workspace::{EntryKind, FileMode, IndexEntry, Kind, WorkspaceIndex};
+use berth_workspace::{FileMode, IndexEntry, Kind, WorkspaceIndex};
 use parking_lot::Mutex;
 
 use super::*;
@@ -195,10 +195,8 @@ async fn execute_bits_and_symlinks_come_from_the_index() {
         (
             "run.sh".to_owned(),
             IndexEntry {
-                kind: EntryKind::File,
                 mode: Some(0o755),
-                mtime_ns: None,
-                target: None,
+                ..IndexEntry::file()
             },
         ),
         ("link".to_owned(), IndexEntry::symlink("run.sh")),
