@@ -1,42 +1,46 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::expect_used, clippy::unwrap_used)]
-//! Benchmarks through the real binary: `cargo run -p berth-benches [cold-start|proxy|memory]`, all without an argument.
+//! Benchmarks through the real binary: `cargo xtask bench NAME`, with NAME one of cold-start, proxy, memory and mount.
 //!
-//! Each figure stands beside a peer measured in the same run, alternating with it, because the machine is noisy: read the ratios. A bare
-//! `node` process (the one in the image) is the peer of a cold start, a connection straight to a server the peer of the proxy.
+//! Each figure stands beside a peer measured in the same run, alternating with it where that is possible, because the
+//! machine is noisy: read the ratios. A bare `node` process (the one in the image) is the peer of a cold start, a
+//! connection straight to a server the peer of the proxy, rclone and s3fs those of the mount.
 
 mod cold_start;
 mod figures;
 mod memory;
+mod mount;
 mod proxy;
 
 use anyhow::{Context, bail};
+use clap::Parser;
+
+/// What to measure.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask bench")]
+enum Bench {
+    /// From a request for a sleeping app to its answer
+    ColdStart,
+    /// What the edge adds to a warm request
+    Proxy,
+    /// The daemon's and a keeper's memory
+    Memory,
+    /// The mount beside rclone, s3fs, tmpfs and ext4
+    Mount(mount::Options),
+}
 
 fn main() -> anyhow::Result<()> {
-    let wanted: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|argument| !argument.starts_with('-'))
-        .collect();
-    let all = ["cold-start", "proxy", "memory"];
-    if let Some(unknown) = wanted.iter().find(|name| !all.contains(&name.as_str())) {
-        bail!("no benchmark {unknown}; there are {}", all.join(", "));
-    }
+    let bench = Bench::parse();
     let berth = binary()?;
-    for name in all
-        .into_iter()
-        .filter(|name| wanted.is_empty() || wanted.iter().any(|w| w == name))
-    {
-        println!(
-            "\n== {name} (load {})",
-            std::fs::read_to_string("/proc/loadavg")?.trim()
-        );
-        match name {
-            "cold-start" => cold_start::run(&berth)?,
-            "proxy" => proxy::run(&berth)?,
-            _ => memory::run(&berth)?,
-        }
+    if !matches!(bench, Bench::Mount(_)) {
+        println!("load {}", std::fs::read_to_string("/proc/loadavg")?.trim());
     }
-    Ok(())
+    match bench {
+        Bench::ColdStart => cold_start::run(&berth),
+        Bench::Proxy => proxy::run(&berth),
+        Bench::Memory => memory::run(&berth),
+        Bench::Mount(options) => mount::run(&berth, &options),
+    }
 }
 
 /// The `berth` binary built beside this one.

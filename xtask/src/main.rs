@@ -6,6 +6,7 @@
 //! one line what it does. Debian packages come from the one list in `packages.rs`; everything else is cargo's and
 //! `berth`'s own.
 
+mod bench;
 mod examples;
 mod http;
 mod lint;
@@ -24,6 +25,7 @@ cargo xtask down          stop the daemon that `up` started
 cargo xtask test [ARGS]   run all tests; ARGS go to `cargo test`
 cargo xtask tools         install the suites and S3 servers that tests run
 cargo xtask suites [--full]  run other people's suites and programs on the mount; --full: as long as before a release
+cargo xtask bench NAME    measure: cold-start, proxy, memory or mount; --help after the name lists its options
 cargo xtask lint          formatting, clippy and the rules of the house
 cargo xtask image NAME..  build images: node, python, go, nginx, or all";
 
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         ["tools"] => tools::install(),
         ["suites"] => suites::suites(suites::Size::Ci),
         ["suites", "--full"] => suites::suites(suites::Size::Full),
+        ["bench", rest @ ..] if !rest.is_empty() => bench::bench(rest),
         ["lint"] => lint::lint(),
         ["image", names @ ..] if !names.is_empty() => up::images(names),
         _ => {

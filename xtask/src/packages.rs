@@ -16,12 +16,14 @@ pub enum For {
     Run,
     /// The tests alone.
     Test,
+    /// The benchmark of the mount alone.
+    Bench,
 }
 
-use For::{Build, Run, Test};
+use For::{Bench, Build, Run, Test};
 
 /// Package, when it is needed, and why.
-const PACKAGES: [(&str, For, &str); 17] = [
+const PACKAGES: [(&str, For, &str); 19] = [
     ("build-essential", Build, "the linker, and the C parts of ring and zstd"),
     ("cmake", Build, "zlib-ng"),
     ("ca-certificates", Run, "talks TLS to package registries"),
@@ -43,6 +45,8 @@ const PACKAGES: [(&str, For, &str); 17] = [
     ("rsync", Test, "works on the mount"),
     ("vim-tiny", Test, "edits on the mount"),
     ("bsdutils", Test, "script, for a terminal"),
+    ("fuse3", Bench, "mounts rclone and s3fs"),
+    ("s3fs", Bench, "a peer of the mount"),
 ];
 
 /// Installs those packages for `needs` that are missing.
