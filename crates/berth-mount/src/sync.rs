@@ -177,7 +177,8 @@ impl Core {
     }
 
     async fn put(&self, job: &Job, held: &Arc<Held>, pre: Precondition) -> Result<ObjectInfo, StoreError> {
-        let token = self.token(&job.key);
+        // Of this save alone: the store takes an object with it for this very request's work.
+        let token = format!("{}{:x}", self.token(&job.key), job.seq);
         if let Some(file) = held.as_file() {
             // Nobody writes it any more: a draft that goes on is copied first.
             let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -193,10 +194,10 @@ impl Core {
         }
     }
 
-    /// The token of this host's saves at `key`: a copy of the object elsewhere is not ours there.
+    /// What the tokens of this host's saves at `key` begin with: a copy of the object elsewhere is not ours there.
     fn token(&self, key: &str) -> String {
         let of_key = hex::encode(&Md5::digest(key.as_bytes())[..6]);
-        format!("{}-{of_key}", self.intents.journal.id())
+        format!("{}-{of_key}-", self.intents.journal.id())
     }
 
     /// S3 has what the job wanted.
@@ -270,7 +271,7 @@ impl Core {
                 _ => Found::Expect(None),
             });
         };
-        let ours = token.is_some_and(|token| token == self.token(&job.key));
+        let ours = token.is_some_and(|token| token.starts_with(&self.token(&job.key)));
         let same = match (&job.want, &job.content) {
             (Want::Copy { etag, .. }, _) => *etag == info.etag,
             (Want::Put, Some(held)) => {
