@@ -375,11 +375,11 @@ impl Core {
         }
     }
 
-    /// The file is nowhere any more.
+    /// The file is nowhere any more. Who has it open did not remove it: what they save still counts.
     pub(crate) fn displace_file(&self, tree: &mut Tree, ino: Ino, notices: &mut Vec<Notice>) {
         let Ok(inode) = tree.get(ino) else { return };
         let (parent, name) = (inode.parent, inode.name.clone());
-        tree.detach(ino, Attachment::Unlinked);
+        tree.detach(ino, Attachment::Replaced);
         notices.push(Notice::Deleted {
             parent,
             child: ino,

@@ -154,7 +154,7 @@ impl Core {
         self.admit(content_len(&version.content))?;
         if attachment == Attachment::Replaced {
             let key = remote_of_key.ok_or(Errno::ESTALE)?;
-            self.name_aside(&mut tree, file, &key)?;
+            self.name_again(&mut tree, file, &key)?;
         }
         let key = tree.key(file.ino)?;
         let mut steps = Vec::with_capacity(2);
@@ -275,6 +275,28 @@ impl Core {
             }
         }
         failed
+    }
+
+    /// An open file that somebody else removed or replaced is saved after all: under its name if that is free, else beside it.
+    fn name_again(&self, tree: &mut Tree, file: &Arc<File>, key: &str) -> Result<(), Errno> {
+        let mut notices = Vec::new();
+        let (above, name) = key.rsplit_once('/').unwrap_or(("", key));
+        let parent = self.folder(tree, above, SystemTime::now(), &mut notices);
+        self.tell(notices);
+        if tree.find(key).is_some() {
+            return self.name_aside(tree, file, key).map(drop);
+        }
+        let parent = parent.ok_or(Errno::ESTALE)?;
+        tree.relink(file.ino, parent, name)?;
+        let mut state = file.state();
+        state.attachment = Attachment::Linked;
+        state.base = None;
+        drop(state);
+        self.kernel.send(Notice::Entry {
+            parent,
+            name: name.into(),
+        });
+        Ok(())
     }
 
     /// The file, whose name somebody else gave to other content, gets a name of its own beside it.

@@ -142,6 +142,27 @@ fn a_file_removed_here_and_changed_elsewhere_comes_back() {
 }
 
 #[test]
+fn a_save_through_a_descriptor_outlives_a_removal_elsewhere() {
+    use std::io::Write;
+    let world = World::new();
+    world.put("app/sub/a", "before");
+    world.put("app/b", "stays");
+    let host = world.host("a", 1, |_| {});
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .open(host.path("app/sub/a"))
+        .unwrap();
+    world.block_on(world.store.delete("app/sub/a")).unwrap();
+    wait_for("the removal is seen", || !host.path("app/sub/a").exists());
+    file.write_all(b" and after").unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    world.settle(&host);
+    assert_eq!(world.text("app/sub/a").as_deref(), Some("before and after"));
+    assert_eq!(fs::read_to_string(host.path("app/sub/a")).unwrap(), "before and after");
+}
+
+#[test]
 fn a_save_can_be_made_to_wait_for_s3() {
     let world = World::new();
     let host = world.host("a", 1, |config| {
