@@ -70,9 +70,16 @@ impl Core {
         match &mut inode.node {
             Node::Dir(dir) if only_entry => {
                 dir.indexed = false;
+                // A folder that was removed here. S3 may still list what was in it, and `prune` would keep a folder that the
+                // journal has a record of. What is in it after all makes it anew.
+                let gone = dir.children.is_empty() && !dir.marker;
                 inode.perm = DIR_PERM;
                 inode.owner = None;
-                self.prune(tree, ino, notices);
+                if gone {
+                    self.displace_file(tree, ino, notices);
+                } else {
+                    self.prune(tree, ino, notices);
+                }
             }
             Node::Dir(dir) if key.ends_with('/') => {
                 dir.marker = false;

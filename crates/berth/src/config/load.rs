@@ -87,7 +87,7 @@ const WITHOUT_DEFAULT: [(&str, &str); 8] = [
 ];
 
 /// Variables with the prefix that are no keys: the CLI and the image builder read them.
-const NOT_KEYS: [&str; 3] = ["BERTH_CONFIG", "BERTH_SOCKET", "BERTH_RECIPES"];
+const NOT_KEYS: [&str; 4] = ["BERTH_CONFIG", "BERTH_SOCKET", "BERTH_RECIPES", "BERTH_CRASH_POINT"];
 
 /// Reads the configuration: `file` if one is named, else [`DEFAULT_FILE`] where it exists, then the environment.
 ///
