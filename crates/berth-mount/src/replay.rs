@@ -248,14 +248,6 @@ fn file_of(
     let ino: Ino = tree.number();
     match want {
         Want::Put => Some(File::held(ino, content?, base, times, seq)),
-        Want::Copy { key, etag, size } => {
-            let from = Base {
-                key: key.clone(),
-                etag: etag.clone(),
-                size: *size,
-            };
-            Some(File::stored(ino, from, times))
-        }
-        Want::Delete => None,
+        Want::Copy { .. } | Want::Delete => Some(File::stored(ino, want.source()?, times)),
     }
 }

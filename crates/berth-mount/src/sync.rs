@@ -304,13 +304,8 @@ impl Core {
             self.admit(SMALL)?;
             let aside = self.name_aside(&mut tree, &file, &job.key)?;
             let mtime_ns = to_nanos(file.state().times.mtime);
-            let step = match (&job.want, &job.content) {
-                (Want::Copy { key, etag, size }, _) => {
-                    let from = Base {
-                        key: key.clone(),
-                        etag: etag.clone(),
-                        size: *size,
-                    };
+            let step = match (job.want.source(), &job.content) {
+                (Some(from), _) => {
                     file.state().base = Some(from.clone());
                     Step::Copy {
                         key: aside.clone(),
@@ -355,17 +350,10 @@ impl Core {
 
     /// The object to copy was changed or removed elsewhere: its old content may still be here.
     async fn source_gone(self: &Arc<Self>, job: &Job) {
-        let Want::Copy { key, etag, size } = &job.want else {
-            return;
-        };
-        let base = Base {
-            key: key.clone(),
-            etag: etag.clone(),
-            size: *size,
-        };
-        let here = match size {
+        let Some(base) = job.want.source() else { return };
+        let here = match base.size {
             0 => Some(Bytes::new()),
-            _ if *size <= INLINE => self.contents.at_hand(&base, 0),
+            size if size <= INLINE => self.contents.at_hand(&base, 0),
             _ => None,
         };
         let mut notices = Vec::new();
@@ -391,7 +379,7 @@ impl Core {
                 (file, _) => {
                     tracing::error!(
                         key = &*job.key,
-                        from = key,
+                        from = base.key,
                         "was renamed here and changed elsewhere in the same moment; theirs keeps the old name"
                     );
                     self.intents.finish(job, None);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     ECHO, Hold, Inner, Intent, Key, MAX_PACE, META, NEW_NAME, OBJECT, PACE, REMOVED, Record, Restored, Step, TEMPORARY,
-    Want, Who, clear, looks_temporary, now_ms,
+    Want, Who, cleared, looks_temporary, now_ms,
 };
 use crate::{
     journal::{Content, Held, Op},
@@ -70,7 +70,7 @@ impl Inner {
 
     pub(super) fn forget(&mut self, key: String, batch: &mut Vec<Op>, touched: &mut Vec<(String, bool)>) {
         self.remove(&key);
-        batch.push(clear(&key));
+        batch.push(cleared(OBJECT, &key));
         touched.push((key, false));
     }
 

@@ -71,6 +71,20 @@ pub(crate) enum Want {
     Delete,
 }
 
+impl Want {
+    /// The object to copy.
+    pub(crate) fn source(&self) -> Option<Base> {
+        match self {
+            Self::Copy { key, etag, size } => Some(Base {
+                key: key.clone(),
+                etag: etag.clone(),
+                size: *size,
+            }),
+            Self::Put | Self::Delete => None,
+        }
+    }
+}
+
 /// An intent as the journal keeps it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Record {
@@ -276,17 +290,15 @@ impl Intents {
                 inner.metas.insert(key, appended.seq);
                 continue;
             }
-            let mut added = 0;
             let Some(intent) = inner.intents.get_mut(&*key) else {
                 continue;
             };
             intent.seq = appended.seq;
             if let Some(held) = held {
-                added += held.len();
                 intent.content = Some(held.clone());
+                inner.bytes += held.len();
                 entered.held.push((key.clone(), held));
             }
-            inner.bytes += added;
             inner.queue(&key);
         }
         drop(inner);
@@ -362,7 +374,7 @@ impl Intents {
             Some(intent) if intent.seq == job.seq => {
                 inner.remove(&job.key);
                 crate::crash::point("sync.before_clear");
-                self.clear(vec![clear(&job.key)]);
+                self.clear(vec![cleared(OBJECT, &job.key)]);
                 crate::crash::point("sync.after_clear");
                 true
             }
@@ -502,16 +514,10 @@ impl Intents {
         if written.is_empty() {
             return;
         }
-        let mut batch = Vec::with_capacity(written.len());
-        for key in written {
-            batch.push(Op {
-                slot: format!("{META}{key}"),
-                value: None,
-                content: None,
-            });
-            inner.metas.remove(&key);
+        for key in &written {
+            inner.metas.remove(key);
         }
-        self.clear(batch);
+        self.clear(written.iter().map(|key| cleared(META, key)).collect());
         drop(inner);
         self.done.notify_waiters();
     }
@@ -549,9 +555,9 @@ impl Intents {
     }
 }
 
-fn clear(key: &str) -> Op {
+fn cleared(kind: &str, key: &str) -> Op {
     Op {
-        slot: format!("{OBJECT}{key}"),
+        slot: format!("{kind}{key}"),
         value: None,
         content: None,
     }
