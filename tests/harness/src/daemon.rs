@@ -153,13 +153,34 @@ impl Daemon {
 
     /// Starts the process (again) and waits until apps can be asked for.
     pub fn launch(&mut self) {
+        if let Err(why) = self.try_launch() {
+            panic!("{why}:\n{}", self.log());
+        }
+    }
+
+    /// The same for daemons that may die at their start.
+    ///
+    /// # Errors
+    /// When the process has ended, with its status; there is none to stop then.
+    pub fn try_launch(&mut self) -> Result<(), String> {
         self.spawn();
-        wait_for("the daemon to answer", UP, || {
+        let ended = wait_for("the daemon to answer", UP, || {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
-                panic!("the daemon ended with {status} at its start:\n{}", self.log());
+                return Some(Err(status));
             }
-            (self.berth(&["status", "--json"]).code == 0).then_some(())
+            (self.berth(&["status", "--json"]).code == 0).then_some(Ok(()))
         });
+        ended.map_err(|status| {
+            self.child = None;
+            format!("the daemon ended with {status} at its start")
+        })
+    }
+
+    /// Whether the process is there no more.
+    pub fn has_ended(&mut self) -> bool {
+        self.child
+            .as_mut()
+            .is_none_or(|child| child.try_wait().expect("its state").is_some())
     }
 
     /// Starts the process and waits for nothing: for daemons that are meant to fail.
@@ -197,7 +218,7 @@ impl Daemon {
         wait("the daemon to stop", DOWN, || child.try_wait().unwrap().is_some());
     }
 
-    /// SIGKILL: the daemon gets no chance to clean up.
+    /// SIGKILL: the daemon gets no chance to clean up. One that has ended by itself is no error.
     pub fn kill(&mut self) {
         let mut child = self.child.take().expect("a process");
         child.kill().expect("SIGKILL");
@@ -212,7 +233,13 @@ impl Daemon {
 
     /// A variable for the next launch.
     pub fn set_env(&mut self, name: &str, value: &str) {
+        self.unset_env(name);
         self.env.push((name.into(), value.into()));
+    }
+
+    /// Takes a variable away, for the next launch.
+    pub fn unset_env(&mut self, name: &str) {
+        self.env.retain(|(other, _)| other != name);
     }
 
     /// Runs a `berth` command against this daemon.
@@ -338,7 +365,9 @@ impl Daemon {
         self.disk.path().join("berth.toml")
     }
 
-    fn log_path(&self) -> PathBuf {
+    /// The file the daemon writes what it does to.
+    #[must_use]
+    pub fn log_path(&self) -> PathBuf {
         self.disk.path().join("daemon.log")
     }
 

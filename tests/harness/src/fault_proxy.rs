@@ -257,6 +257,18 @@ impl Drop for FaultProxy {
     }
 }
 
+/// The port is in the range of outgoing connections: one of those may have it for a moment.
+async fn bind_again(address: SocketAddr) -> io::Result<TcpListener> {
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
 /// Takes connections while the proxy can be reached, and cuts all when that changes.
 async fn listen(first: std::net::TcpListener, address: SocketAddr, state: Arc<State>) -> io::Result<()> {
     let mut first = Some(first);
@@ -270,7 +282,7 @@ async fn listen(first: std::net::TcpListener, address: SocketAddr, state: Arc<St
         }
         let listener = match first.take() {
             Some(listener) => TcpListener::from_std(listener)?,
-            None => TcpListener::bind(address).await?,
+            None => bind_again(address).await?,
         };
         let mut connections = tokio::task::JoinSet::new();
         loop {

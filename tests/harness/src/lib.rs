@@ -6,6 +6,7 @@
 //! condition ([`wait`]), never by sleeping. When a [`Daemon`] is dropped, also by a failing test, it is told to stop; what it then leaves
 //! behind is found by [`Leftovers`], which tests assert to be empty, and is cleared away.
 
+pub mod crash;
 mod daemon;
 pub mod fault_proxy;
 mod http;
