@@ -16,8 +16,9 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use super::{
     look::{self, Bucket},
     model::{Entry, Tree},
+    names::{owner, roots},
     record::Order,
-    writer::{self, owner, roots},
+    writer,
 };
 use crate::{Daemon, Options, fault_proxy::FaultProxy};
 

@@ -17,7 +17,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::{
     model::{Entry, Tree},
-    writer::sum,
+    names::sum,
 };
 
 /// Whether an editor's file of this name never goes to S3, and is gone when the daemon is.

@@ -19,6 +19,7 @@ mod bed;
 mod campaign;
 mod look;
 mod model;
+mod names;
 mod record;
 mod round;
 mod writer;

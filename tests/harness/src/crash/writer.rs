@@ -16,12 +16,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use md5::{Digest, Md5};
 use nix::libc;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 
 use super::{
     model::{Entry, Expected, Step},
+    names::{owner, roots, sum},
     record::{Order, Record, Recorder},
 };
 
@@ -31,41 +31,6 @@ pub const ORDER: &str = "BERTH_CRASH_ORDER";
 const PATIENCE: u32 = 20;
 /// Pause of a patient one after a step that failed.
 const PAUSE: Duration = Duration::from_millis(2);
-
-/// Which thread a path belongs to; `None`: all of them, or nobody.
-#[must_use]
-pub fn owner(path: &str) -> Option<usize> {
-    let mut parts = path.split('/');
-    let (first, second) = (parts.next()?, parts.next());
-    let (own, solo) = match (first, second) {
-        ("one" | "two", Some("shared")) => (parts.next()?, false),
-        ("one" | "two", Some(own)) => (own, false),
-        (solo, _) => (solo.strip_prefix("solo-")?, true),
-    };
-    let digits = own.strip_prefix('t')?;
-    let digits = if solo || digits.contains('-') {
-        digits.split('-').next()?
-    } else {
-        digits
-    };
-    digits.parse().ok()
-}
-
-/// The folders that are there from the first round on and never go.
-#[must_use]
-pub fn roots(threads: usize) -> Vec<String> {
-    let mut roots = vec!["one".to_owned(), "two".into(), "one/shared".into()];
-    for thread in 0..threads {
-        roots.extend([format!("one/t{thread}"), format!("two/t{thread}")]);
-    }
-    roots
-}
-
-/// The MD5 of some content, in hex.
-#[must_use]
-pub fn sum(content: &[u8]) -> String {
-    Md5::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// Does what `BERTH_CRASH_ORDER` says; `false` if it says nothing.
 ///
