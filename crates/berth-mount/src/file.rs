@@ -94,6 +94,8 @@ pub(crate) struct Used {
     pub(crate) held: Option<Arc<Held>>,
     /// The stored bytes of a small file that is open.
     pub(crate) pinned: Option<Bytes>,
+    /// The name it had in S3, if it is an editor's backup now.
+    backup_of: Option<Box<str>>,
     /// When it became unsaved.
     pub(crate) unsaved_since: Option<SystemTime>,
     /// The last write.
@@ -107,6 +109,7 @@ impl Used {
         seq: 0,
         held: None,
         pinned: None,
+        backup_of: None,
         unsaved_since: None,
         touched: None,
     };
@@ -208,6 +211,16 @@ impl FileState {
     pub(crate) fn remote(&self, key: &str) -> Option<String> {
         let base = self.base.as_ref().filter(|base| base.key == key);
         base.map(|base| base.etag.clone())
+    }
+
+    /// The name it had in S3, if it is an editor's backup now.
+    pub(crate) fn backup_of(&self) -> Option<String> {
+        self.backup_of.as_deref().filter(|_| self.is_local()).map(str::to_owned)
+    }
+
+    /// It had the name `key` in S3, and is an editor's backup from now on.
+    pub(crate) fn set_backup_of(&mut self, key: &str) {
+        self.backup_of = Some(key.into());
     }
 
     /// The content is another now.

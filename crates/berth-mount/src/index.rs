@@ -136,7 +136,12 @@ impl IndexWriter {
         let (now, derived, mark) = {
             let mut tree = core.tree.lock();
             let now = state.wanted.load(Ordering::Relaxed);
-            let derived = derive(&tree, app);
+            let mut derived = derive(&tree, app);
+            if let Some(index) = &mut derived.index {
+                // S3 keeps these, and the tree does not have them.
+                let aside = core.intents.entries_aside(app);
+                index.entries.extend(aside);
+            }
             if let Some(ino) = derived.needs_marker {
                 let mut steps = Vec::new();
                 core.marker_step(&mut tree, ino, app, &mut steps);

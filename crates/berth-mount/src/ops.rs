@@ -250,6 +250,9 @@ impl Core {
                 });
             }
             self.unindex(&tree, ino, &key, &mut steps);
+        } else if let Some(gone) = file.as_ref().and_then(|file| backup_gone(file)) {
+            self.admit(SMALL)?;
+            steps.push(gone);
         }
         tree.detach(ino, Attachment::Unlinked);
         self.dir_changed(&mut tree, parent);
@@ -398,6 +401,11 @@ impl Core {
             self.touch_index(&self.tree.lock(), file.ino);
         }
     }
+}
+
+/// What it means that this local-only file is no more: if it was an editor's backup, S3 need not keep what it was made from.
+pub(crate) fn backup_gone(file: &File) -> Option<Step> {
+    file.state().backup_of().map(|key| Step::BackupGone { key })
 }
 
 /// The step that removes a folder's marker object. Its ETag is no matter: it has no content.

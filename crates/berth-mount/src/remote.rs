@@ -258,7 +258,7 @@ impl Core {
             Some(path) => (path, Shape::Dir),
             None => (info.key.as_str(), Shape::File),
         };
-        if is_hidden(path) {
+        if is_hidden(path) || self.intents.keeps_for_backup(&info.key, Some(&info.etag)) {
             return;
         }
         let excluded = || self.is_local(false, path, shape).then_some(Why::Excluded);
@@ -352,6 +352,7 @@ impl Core {
 
     /// The bucket has nothing at `key` any more.
     fn displace(&self, tree: &mut Tree, key: &str, notices: &mut Vec<Notice>) {
+        self.intents.keeps_for_backup(key, None);
         let Some(ino) = tree.find(key) else { return };
         let Ok(inode) = tree.get_mut(ino) else { return };
         match &mut inode.node {

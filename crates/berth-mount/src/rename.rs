@@ -5,8 +5,8 @@
 //! editor's temporary file is never sent. The old object goes when the new one is there.
 //!
 //! Files may cross the border of the local-only paths both ways: inwards their content is fetched and their object goes;
-//! outwards they are saved. When an editor moves the old file to a backup name, its object stays for a while, until the new
-//! file takes its place.
+//! outwards they are saved. When an editor moves the old file to a backup name, its object stays until the new file takes its
+//! place or the backup is removed: the backup is in memory alone.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -19,14 +19,14 @@ use crate::{
     index::{entry_of, to_nanos},
     journal::Content,
     local::Charge,
-    ops::{SMALL, delete_marker},
+    ops::{SMALL, backup_gone, delete_marker},
     pending::Step,
     save::put_step,
     tree::{Ino, MAX_KEY, Node, ROOT, Tree},
 };
 
-/// How long an object stays after its name became an editor's backup (`mv x x~`), waiting for the new `x`.
-const BACKUP: Duration = Duration::from_secs(5);
+/// How long an object stays after its name was given to a file that is not saved yet.
+const UNSAVED: Duration = Duration::from_secs(5);
 
 /// One rename, checked.
 struct Move {
@@ -126,7 +126,7 @@ impl Core {
         self.touch_index(&tree, plan.ino);
         for (one, prepared) in moved.iter().zip(prepared) {
             let remote = if one.ino == plan.ino { remote.clone() } else { None };
-            self.move_inode(&mut tree, (&plan, one), prepared, remote, &mut effects);
+            self.move_inode(&mut tree, one, prepared, remote, &mut effects);
         }
         if let Some(target) = plan.target {
             tree.detach(target, Attachment::Unlinked);
@@ -250,6 +250,7 @@ impl Core {
         let Some(target) = plan.target else { return Ok(None) };
         let inode = tree.get(target)?;
         if inode.local {
+            effects.steps.extend(inode.file().and_then(|file| backup_gone(file)));
             return Ok(None);
         }
         let key = &plan.new_key;
@@ -323,7 +324,7 @@ impl Core {
     fn move_inode(
         &self,
         tree: &mut Tree,
-        (plan, one): (&Move, &Moved),
+        one: &Moved,
         prepared: Prepared,
         remote: Option<String>,
         effects: &mut Effects,
@@ -334,16 +335,24 @@ impl Core {
             effects.steps.push(delete_marker(&one.old_key));
             dir.marker = false;
         }
-        if one.had_entry {
+        let becomes_backup =
+            !one.was_local && one.now_local && self.cfg.excludes.transient(&one.new_key) && tree.file(one.ino).is_ok();
+        if one.had_entry && !becomes_backup {
             effects.steps.push(Step::Meta {
                 key: one.old_key.clone(),
                 entry: None,
             });
         }
         let Ok(file) = tree.file(one.ino) else { return };
-        let mut linger = Duration::ZERO;
         let old = file.state().remote(&one.old_key);
-        let from = (!one.was_local).then(|| one.old_key.clone());
+        // An editor's backup that gets a name in S3: the object it was made from goes when it is there.
+        let backup_of = if one.now_local { None } else { file.state().backup_of() };
+        let from = match &backup_of {
+            _ if !one.was_local => Some(one.old_key.clone()),
+            Some(key) if *key != one.new_key => Some(key.clone()),
+            _ => None,
+        };
+        let entry = if becomes_backup { entry_of(tree, one.ino) } else { None };
         match prepared {
             Prepared::Plain => return,
             Prepared::Inwards(charge, draft) => {
@@ -355,8 +364,15 @@ impl Core {
                 state.base = None;
                 state.held = None;
                 state.kept = state.version;
-                if self.cfg.excludes.transient(&plan.new_key) {
-                    linger = BACKUP;
+                if becomes_backup {
+                    state.set_backup_of(&one.old_key);
+                    drop(state);
+                    effects.steps.push(Step::Aside {
+                        key: one.old_key.clone(),
+                        remote: old,
+                        entry,
+                    });
+                    return;
                 }
             }
             Prepared::Put(content, version) => {
@@ -380,15 +396,17 @@ impl Core {
             Prepared::Later => effects.steps.push(Step::Delete {
                 key: one.new_key.clone(),
                 remote,
-                linger: BACKUP,
+                linger: UNSAVED,
             }),
         }
-        if let Some(key) = from {
-            effects.steps.push(Step::Delete {
+        match from {
+            Some(key) if one.was_local => effects.steps.push(Step::BackupGone { key }),
+            Some(key) => effects.steps.push(Step::Delete {
                 key,
                 remote: old,
-                linger,
-            });
+                linger: Duration::ZERO,
+            }),
+            None => {}
         }
     }
 

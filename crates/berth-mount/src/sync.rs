@@ -111,7 +111,7 @@ impl Core {
 
     async fn carry_out(self: &Arc<Self>, job: Job) {
         // Nothing is sent before its record is on disk: a removal must not outlive the save that replaces it.
-        if self.intents.commit(job.seq).is_err() {
+        if self.intents.commit(job.seq.max(job.after)).is_err() {
             return self.intents.postpone(&job, false);
         }
         for file in self.readers.take(&job.key) {
@@ -128,7 +128,7 @@ impl Core {
         match ended {
             Ended::Done(info) => self.done(&job, info).await,
             Ended::Refused => self.refused(&job).await,
-            Ended::SourceGone => self.source_gone(&job).await,
+            Ended::SourceGone => self.no_source(&job).await,
             Ended::Failed(error) => {
                 let unavailable = error.is_unavailable();
                 tracing::warn!(key = &*job.key, %error, "not yet in S3; kept and tried again");
@@ -271,9 +271,15 @@ impl Core {
                 _ => Found::Expect(None),
             });
         };
-        let ours = token.is_some_and(|token| token.starts_with(&self.token(&job.key)));
+        let saved_as = |key: &str| token.as_ref().is_some_and(|token| token.starts_with(&self.token(key)));
+        // A copy has its source's token, and where that was sent in parts another ETag.
+        let copied = |want: &Want| match want {
+            Want::Copy { key, etag, size } => *etag == info.etag || (*size == info.size && saved_as(key)),
+            _ => false,
+        };
+        let ours = saved_as(&job.key) || job.copies.iter().any(copied);
         let same = match (&job.want, &job.content) {
-            (Want::Copy { etag, .. }, _) => *etag == info.etag,
+            (Want::Copy { .. }, _) => copied(&job.want),
             (Want::Put, Some(held)) => {
                 job.key.ends_with('/') || (held.len() == info.size && md5_of(held).is_ok_and(|md5| md5 == info.etag))
             }
@@ -346,6 +352,18 @@ impl Core {
             seq
         };
         self.commit(seq)
+    }
+
+    /// The object to copy is not there: perhaps an earlier try, whose answer was lost, has made the copy.
+    async fn no_source(self: &Arc<Self>, job: &Job) {
+        match self.look(job).await {
+            Ok(Found::Same(info)) => self.done(job, info).await,
+            Ok(_) => self.source_gone(job).await,
+            Err(error) => {
+                tracing::warn!(key = &*job.key, %error, "not yet in S3; kept and tried again");
+                self.intents.postpone(job, error.is_unavailable());
+            }
+        }
     }
 
     /// The object to copy was changed or removed elsewhere: its old content may still be here.

@@ -1,15 +1,21 @@
 //! The tables behind [`super::Intents`], and the rules that keep them true. Everything here runs under one lock.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
-    ECHO, Hold, Inner, Intent, Key, MAX_PACE, META, NEW_NAME, OBJECT, PACE, REMOVED, Record, Restored, Step, TEMPORARY,
+    Aside, ECHO, Hold, Inner, Intent, Key, MAX_PACE, META, NEW_NAME, OBJECT, PACE, REMOVED, Record, Restored, Step, TEMPORARY,
     Want, Who, cleared, looks_temporary, now_ms,
 };
 use crate::{
     journal::{Content, Held, Op},
     pending::Job,
 };
+
+/// So many copies whose end is not known are kept in mind for a key.
+const COPIES: usize = 4;
 
 impl Inner {
     pub(super) fn take_step(&mut self, step: Step, batch: &mut Vec<Op>, touched: &mut Vec<(String, bool)>) {
@@ -52,6 +58,30 @@ impl Inner {
                     self.forget(key, batch, touched);
                 }
             }
+            Step::Aside { key, remote, entry } => {
+                let etag = match self.intents.get(&*key) {
+                    Some(intent) if intent.record.want == Want::Delete => return,
+                    Some(_) => None,
+                    None if remote.is_none() => return,
+                    None => remote,
+                };
+                self.aside.insert(Key::from(key), Aside { etag, entry });
+            }
+            Step::BackupGone { key } => {
+                let Some(aside) = self.aside.remove(&*key) else { return };
+                if aside.entry.is_some() {
+                    self.take_step(Step::Meta { key: key.clone(), entry: None }, batch, touched);
+                }
+                self.take_step(
+                    Step::Delete {
+                        key,
+                        remote: aside.etag,
+                        linger: Duration::ZERO,
+                    },
+                    batch,
+                    touched,
+                );
+            }
             Step::Forget { key } => {
                 if self.intents.contains_key(&*key) {
                     self.forget(key, batch, touched);
@@ -86,10 +116,19 @@ impl Inner {
         touched: &mut Vec<(String, bool)>,
     ) {
         let old = self.remove(&key);
+        let aside = self.aside.remove(&*key).and_then(|aside| aside.etag);
         let old_name = old.as_ref().and_then(|old| old.holds.clone());
-        let (expect, attempted, since_ms) = match old {
-            Some(old) => (old.record.expect, old.attempted, old.record.since_ms),
-            None => (remote, false, now_ms()),
+        let after = old.as_ref().map_or(0, |old| old.after);
+        let (expect, attempted, since_ms, copies) = match old {
+            Some(old) => {
+                let mut copies = old.record.copies;
+                if old.attempted && matches!(old.record.want, Want::Copy { .. }) {
+                    copies.push(old.record.want);
+                }
+                copies.drain(..copies.len().saturating_sub(COPIES));
+                (old.record.expect, old.attempted, old.record.since_ms, copies)
+            }
+            None => (aside.or(remote), false, now_ms(), Vec::new()),
         };
         // The name it had stays until S3 has the content somewhere.
         let holds = holds.or(old_name.filter(|_| want == Want::Put).map(|from| (from, Hold::Name)));
@@ -98,6 +137,7 @@ impl Inner {
             expect,
             mtime_ns,
             since_ms,
+            copies,
         };
         batch.push(Op {
             slot: format!("{OBJECT}{key}"),
@@ -117,6 +157,7 @@ impl Inner {
             not_before,
             tries: 0,
             holds: holds.map(|(from, _)| from),
+            after,
         };
         self.intents.insert(shared, intent);
         touched.push((key, false));
@@ -169,6 +210,7 @@ impl Inner {
             not_before: Instant::now(),
             tries: 0,
             holds,
+            after: 0,
         };
         self.intents.insert(shared.clone(), intent);
         self.queue(&shared);

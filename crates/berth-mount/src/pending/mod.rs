@@ -97,6 +97,9 @@ struct Record {
     mtime_ns: i64,
     /// When it was first wanted, milliseconds since 1970.
     since_ms: u64,
+    /// Copies of ours to the key that were under way when something else was wanted there: what they leave is ours.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    copies: Vec<Want>,
 }
 
 #[derive(Debug)]
@@ -110,6 +113,19 @@ struct Intent {
     tries: u32,
     /// The old name, which stays until this is done.
     holds: Option<Key>,
+    /// The batch that says that who held this key is done. It must be on disk before the key changes in S3: the next process
+    /// would look here for what it had to copy.
+    after: u64,
+}
+
+/// A file that became an editor's backup, in memory alone: S3 keeps what it has at the old name until there is a new file, or
+/// the backup goes too. Should the process end before that, the file has its old name again.
+#[derive(Debug)]
+struct Aside {
+    /// What S3 has there; `None`: what the key's intent brings there.
+    etag: Option<String>,
+    /// What the index says of it.
+    entry: Option<IndexEntry>,
 }
 
 /// A change of what S3 is to have.
@@ -137,6 +153,14 @@ pub(crate) enum Step {
         remote: Option<String>,
         linger: Duration,
     },
+    /// The file at `key` became an editor's backup, which S3 never gets; see [`Aside`].
+    Aside {
+        key: String,
+        remote: Option<String>,
+        entry: Option<IndexEntry>,
+    },
+    /// The backup of the file at `key` is no more.
+    BackupGone { key: String },
     /// The name came to mean something that is not ours to write.
     Forget { key: String },
     /// What the index says of `key`.
@@ -160,6 +184,10 @@ pub(crate) struct Job {
     pub(crate) expect: Option<String>,
     pub(crate) content: Option<Arc<Held>>,
     pub(crate) seq: u64,
+    /// Earlier copies of ours that may have ended there.
+    pub(crate) copies: Vec<Want>,
+    /// What must be on disk before it is sent.
+    pub(crate) after: u64,
 }
 
 /// What to do next.
@@ -179,7 +207,7 @@ pub(crate) struct View {
     pub(crate) wanted: bool,
     /// A request is under way.
     pub(crate) busy: bool,
-    /// What S3 is believed to have, if something else is wanted.
+    /// What S3 is believed to have, if something else is wanted or is shown.
     pub(crate) expect: Option<String>,
     /// Counts our finished writes.
     pub(crate) written: u64,
@@ -206,6 +234,8 @@ struct Inner {
     /// Free to go later.
     delayed: BTreeSet<(Instant, Key)>,
     busy: HashSet<Key>,
+    /// Names whose files are editors' backups now.
+    aside: HashMap<Key, Aside>,
     /// By a key: who still needs the object there, and whether to copy it.
     held_by: HashMap<Key, HashMap<(Key, Who), Hold>>,
     /// Records about index entries, by path.
@@ -306,10 +336,15 @@ impl Intents {
         entered
     }
 
-    /// Slots that are not needed any more. Should the disk not hear of it, the next process does the work once more.
-    fn clear(&self, batch: Vec<Op>) {
-        if let Err(error) = self.journal.append_admitted(batch) {
-            tracing::error!(%error, "what is done could not be cleared from the journal");
+    /// Slots that are not needed any more. Should the disk not hear of it, the next process does the work once more. The
+    /// number of the batch.
+    fn clear(&self, batch: Vec<Op>) -> u64 {
+        match self.journal.append_admitted(batch) {
+            Ok(appended) => appended.seq,
+            Err(error) => {
+                tracing::error!(%error, "what is done could not be cleared from the journal");
+                0
+            }
         }
     }
 
@@ -352,6 +387,8 @@ impl Intents {
             expect: intent.record.expect.clone(),
             content: intent.content.clone(),
             seq,
+            copies: intent.record.copies.clone(),
+            after: intent.after,
         };
         inner.busy.insert(key.clone());
         if let Want::Copy { key: from, .. } = &job.want {
@@ -372,10 +409,17 @@ impl Intents {
         own.done = own.done.max(job.seq);
         let last = match inner.intents.get_mut(&job.key) {
             Some(intent) if intent.seq == job.seq => {
-                inner.remove(&job.key);
+                let ended = inner.remove(&job.key);
+                if let Some(aside) = inner.aside.get_mut(&job.key) {
+                    aside.etag = etag.map(str::to_owned);
+                }
                 crate::crash::point("sync.before_clear");
-                self.clear(vec![cleared(OBJECT, &job.key)]);
+                let cleared = self.clear(vec![cleared(OBJECT, &job.key)]);
                 crate::crash::point("sync.after_clear");
+                let held = ended.and_then(|ended| ended.holds);
+                if let Some(held) = held.and_then(|key| inner.intents.get_mut(&key)) {
+                    held.after = held.after.max(cleared);
+                }
                 true
             }
             Some(intent) => {
@@ -460,7 +504,10 @@ impl Intents {
         View {
             wanted: intent.is_some(),
             busy: inner.busy.contains(key),
-            expect: intent.and_then(|intent| intent.record.expect.clone()),
+            expect: match intent {
+                Some(intent) => intent.record.expect.clone(),
+                None => inner.aside.get(key).and_then(|aside| aside.etag.clone()),
+            },
             written: own.map_or(0, |own| own.count),
             lately: own.and_then(|own| own.at).is_some_and(|at| at.elapsed() < ECHO),
         }
@@ -493,9 +540,32 @@ impl Intents {
         true
     }
 
-    /// Whether the journal says something about the index entry of `key`.
+    /// Whether the journal says something about the index entry of `key`, or the index about a file that was there.
     pub(crate) fn has_meta(&self, key: &str) -> bool {
-        self.inner.lock().metas.contains_key(key)
+        let inner = self.inner.lock();
+        inner.metas.contains_key(key) || inner.aside.get(key).is_some_and(|aside| aside.entry.is_some())
+    }
+
+    /// Whether S3 keeps this version at `key` only because its file is an editor's backup. Another version is somebody
+    /// else's: from now on the name is theirs.
+    pub(crate) fn keeps_for_backup(&self, key: &str, etag: Option<&str>) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.intents.contains_key(key) {
+            return inner.aside.contains_key(key);
+        }
+        let kept = inner.aside.get(key).is_some_and(|aside| aside.etag.as_deref() == etag);
+        if !kept {
+            inner.aside.remove(key);
+        }
+        kept
+    }
+
+    /// What the index of `app` says of files that are editors' backups now, by path within the workspace.
+    pub(crate) fn entries_aside(&self, app: &str) -> Vec<(String, IndexEntry)> {
+        let inner = self.inner.lock();
+        let within = |key: &Key| key.strip_prefix(app)?.strip_prefix('/').map(str::to_owned);
+        let all = inner.aside.iter();
+        all.filter_map(|(key, aside)| Some((within(key)?, aside.entry.clone()?))).collect()
     }
 
     /// The number to give to [`Intents::metas_written`] for an index worked out now.
