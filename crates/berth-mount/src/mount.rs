@@ -75,9 +75,17 @@ impl Mount {
         let (notices, receiver) = KernelNotices::channel();
         let (journal, left) = Journal::open(&cfg.journal_dir, cfg.journal_max)?;
         let core = Core::new(cfg, store, contents, journal, notices);
+        let cache = Arc::downgrade(&core);
+        core.intents.journal.when_full(Box::new(move |bytes| {
+            if let Some(core) = cache.upgrade() {
+                core.contents.give_way(bytes);
+            }
+        }));
         let restored = core.intents.recover(left);
-        core.load().await.map_err(MountError::List)?;
-        core.lay_over(restored);
+        let indexed = core.load().await.map_err(MountError::List)?;
+        let said = core.lay_over(restored);
+        core.load_indexes(indexed).await.map_err(MountError::List)?;
+        core.say_over(said);
 
         let served = core.clone();
         let started = tokio::task::spawn_blocking(move || serve(served, &mountpoint, device, receiver));

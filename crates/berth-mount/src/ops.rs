@@ -266,7 +266,9 @@ impl Core {
 
     /// The index has nothing to say about `key` any more.
     pub(crate) fn unindex(&self, tree: &Tree, ino: Ino, key: &str, steps: &mut Vec<Step>) {
-        if entry_of(tree, ino).is_some() || self.intents.has_meta(key) {
+        // A folder that got its first file a moment ago may still be in the index that S3 has.
+        let is_dir = tree.get(ino).is_ok_and(crate::tree::Inode::is_dir);
+        if is_dir || entry_of(tree, ino).is_some() || self.intents.has_meta(key) {
             self.touch_index(tree, ino);
             steps.push(Step::Meta {
                 key: key.to_owned(),

@@ -31,8 +31,8 @@ const HIDDEN: &str = ".berth";
 const SLACK: Duration = Duration::from_secs(2);
 
 impl Core {
-    /// Builds the tree from the bucket.
-    pub(crate) async fn load(self: &Arc<Self>) -> Result<(), StoreError> {
+    /// Builds the tree from the bucket's objects; gives the workspaces that have an index.
+    pub(crate) async fn load(self: &Arc<Self>) -> Result<Vec<String>, StoreError> {
         let objects = self.store.list_all().await?;
         let mut indexes = Vec::new();
         {
@@ -46,7 +46,12 @@ impl Core {
                 }
             }
         }
-        let results: Vec<_> = futures::stream::iter(indexes)
+        Ok(indexes)
+    }
+
+    /// Makes the tree say what the indexes do. Comes after the objects that are still to be stored: they may be described.
+    pub(crate) async fn load_indexes(self: &Arc<Self>, apps: Vec<String>) -> Result<(), StoreError> {
+        let results: Vec<_> = futures::stream::iter(apps)
             .map(|app| async move { self.index.read(self, &app).await })
             .buffer_unordered(16)
             .collect()

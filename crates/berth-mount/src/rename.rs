@@ -215,7 +215,9 @@ impl Core {
             now_local.insert(ino, local);
             all.push(Moved {
                 ino,
-                had_entry: !inode.local && (entry_of(tree, ino).is_some() || self.intents.has_meta(&old_key)),
+                // A folder that got its first file a moment ago may still be in the index that S3 has.
+                had_entry: !inode.local
+                    && (inode.is_dir() || entry_of(tree, ino).is_some() || self.intents.has_meta(&old_key)),
                 was_local: inode.local,
                 now_local: local,
                 old_key,

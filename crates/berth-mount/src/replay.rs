@@ -1,7 +1,7 @@
 //! Laying what the journal has over the tree that S3's listing gave, when a mount starts.
 //!
 //! The journal says what is wanted, not what was done, so the order of its records does not matter here: first all removals,
-//! then what is there, then what the indexes have to say about it. Whether a request of the process that ended took effect is
+//! then what is there, then what the indexes in S3 say about all that, then what they are to say. Whether a request of the process that ended took effect is
 //! found out when the intent is carried out, as after any lost answer.
 
 use std::{sync::Arc, time::SystemTime};
@@ -20,34 +20,50 @@ use crate::{
 };
 
 impl Core {
-    /// Makes the tree show what was acknowledged before the last process ended.
-    pub(crate) fn lay_over(&self, restored: Vec<Restored>) {
+    /// Makes the tree show what was acknowledged before the last process ended, but for what the indexes do not know yet:
+    /// that is given back, for [`Core::say_over`].
+    pub(crate) fn lay_over(&self, restored: Vec<Restored>) -> Vec<Restored> {
         crash::point("replay.begin");
         let mut tree = self.tree.lock();
         let mut notices = Vec::new();
+        let count = restored.len();
         let (mut removed, mut there, mut said) = (Vec::new(), Vec::new(), Vec::new());
         for one in restored {
             match &one {
-                Restored::Object { want: Want::Delete, .. } | Restored::Meta { entry: None, .. } => removed.push(one),
+                Restored::Object { want: Want::Delete, .. } => removed.push(one),
                 Restored::Object { .. } => there.push(one),
                 Restored::Meta { .. } => said.push(one),
             }
         }
-        let count = removed.len() + there.len() + said.len();
         // Children before their folders.
         removed.sort_by(|a, b| key_of(b).cmp(key_of(a)));
         for one in &removed {
-            self.take_away(
-                &mut tree,
-                key_of(one),
-                matches!(one, Restored::Meta { .. }),
-                &mut notices,
-            );
+            self.take_away(&mut tree, key_of(one), false, &mut notices);
         }
         for one in there {
             self.put_there(&mut tree, one, &mut notices);
         }
+        drop(tree);
+        self.tell(notices);
+        if count > 0 {
+            tracing::info!(count, "changes that S3 has not got yet were taken from the journal");
+        }
         crash::point("replay.laid_over");
+        said
+    }
+
+    /// The second part: what the indexes are to say.
+    pub(crate) fn say_over(&self, restored: Vec<Restored>) {
+        let mut tree = self.tree.lock();
+        let mut notices = Vec::new();
+        let (mut removed, mut said): (Vec<_>, Vec<_>) = restored
+            .into_iter()
+            .partition(|one| matches!(one, Restored::Meta { entry: None, .. }));
+        // Children before their folders.
+        removed.sort_by(|a, b| key_of(b).cmp(key_of(a)));
+        for one in &removed {
+            self.take_away(&mut tree, key_of(one), true, &mut notices);
+        }
         // Folders before their children.
         said.sort_by(|a, b| key_of(a).cmp(key_of(b)));
         for one in said {
@@ -58,9 +74,6 @@ impl Core {
         }
         drop(tree);
         self.tell(notices);
-        if count > 0 {
-            tracing::info!(count, "changes that S3 has not got yet were taken from the journal");
-        }
         crash::point("replay.end");
     }
 

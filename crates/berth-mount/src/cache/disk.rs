@@ -9,7 +9,8 @@
 //! damaged is dropped when it is read. Nothing is ever synced: S3 has it all.
 //!
 //! Files are numbered, and when there is too much the lowest goes. What was used since it was written gets a second
-//! chance: it is written again under the newest number.
+//! chance: it is written again under the newest number. The last of the disk is left to the journal, and a journal that finds
+//! it full gets what the cache has.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -36,10 +37,13 @@ pub(super) const SMALL: usize = 64 << 10;
 const PACK: u64 = 16 << 20;
 /// Bytes that may wait for the writer; what comes on top is not kept.
 const QUEUE: u64 = 64 << 20;
+/// Bytes of its disk that are not for the cache: saves must find room there.
+const LEFT: u64 = 64 << 20;
 
 #[derive(Debug)]
 enum Order {
     Keep(Id, Bytes),
+    GiveWay(u64, mpsc::Sender<()>),
     #[cfg(test)]
     Reach(mpsc::Sender<()>),
 }
@@ -141,6 +145,17 @@ impl Disk {
         self.shared.forget(id);
     }
 
+    /// Gives so many bytes of the disk back, the oldest contents first; returns when it has.
+    pub(super) fn give_way(&self, bytes: u64) {
+        let (done, wait) = mpsc::channel();
+        let order = Order::GiveWay(bytes, done);
+        let sent = self.writer.lock().as_ref().is_some_and(|(sender, _)| sender.send(order).is_ok());
+        if sent {
+            // Fails only if the writer has ended.
+            let _ = wait.recv();
+        }
+    }
+
     /// Ends the writer when it has written what it was given.
     pub(super) fn end(&self) {
         let writer = self.writer.lock().take();
@@ -239,16 +254,27 @@ impl Writer {
         if let Err(error) = self.take_over() {
             tracing::warn!(%error, dir = %self.shared.dir.display(), "cannot read the cache on disk; what it has is fetched again");
         }
-        self.make_room();
+        self.make_room(self.shared.max);
         while let Ok(order) = orders.recv() {
             match order {
                 Order::Keep(id, bytes) => {
                     self.shared.queued.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
+                    if !self.leaves_room(bytes.len() as u64) {
+                        continue;
+                    }
                     if let Err(error) = self.write(id, &bytes) {
                         tracing::debug!(%error, "cannot write to the cache on disk");
                         self.pack = None;
                     }
-                    self.make_room();
+                    self.make_room(self.shared.max);
+                }
+                Order::GiveWay(bytes, done) => {
+                    let has = self.shared.index.lock().bytes;
+                    if has > 0 {
+                        tracing::info!(bytes, has, "the disk is full: the cache gives way");
+                    }
+                    self.make_room(has.saturating_sub(bytes));
+                    done.send(()).ok();
                 }
                 #[cfg(test)]
                 Order::Reach(done) => {
@@ -371,12 +397,19 @@ impl Writer {
         Ok((number, file, 0))
     }
 
-    /// Drops the oldest files until the rest is small enough.
-    fn make_room(&mut self) {
+    /// Whether the disk would still have room for saves.
+    fn leaves_room(&self, bytes: u64) -> bool {
+        nix::sys::statvfs::statvfs(&self.shared.dir).map_or(true, |disk| {
+            disk.blocks_available() as u64 * disk.fragment_size() as u64 >= bytes + LEFT
+        })
+    }
+
+    /// Drops the oldest files until the rest is no more than `most` bytes.
+    fn make_room(&mut self, most: u64) {
         loop {
             let (number, pack) = {
                 let mut index = self.shared.index.lock();
-                if index.bytes <= self.shared.max {
+                if index.bytes <= most {
                     return;
                 }
                 let Some((number, segment)) = index.segments.pop_first() else {

@@ -113,6 +113,13 @@ impl Contents {
         self.memory.lock().holds(&id) || self.disk.as_ref().is_some_and(|disk| disk.holds(&id))
     }
 
+    /// Gives so many bytes of the disk back. Blocks until it has.
+    pub(crate) fn give_way(&self, bytes: u64) {
+        if let Some(disk) = &self.disk {
+            disk.give_way(bytes);
+        }
+    }
+
     /// Keeps a chunk that was written here.
     pub(crate) fn keep(&self, base: &Base, chunk: u64, bytes: Bytes) {
         self.put(base, chunk, bytes, Origin::Written);

@@ -20,6 +20,8 @@
 //! - A segment in which nobody has a content any more is used again once a state file covers its records.
 //! - `max` bounds segments and bodies on disk together (at least three segments). The last segment's worth of it is for
 //!   batches that only clear slots: a full journal can always be emptied.
+//! - The segments that a batch and the clears after it will go to are made before it is admitted: a full disk refuses the
+//!   batch, and what S3 has taken can still be cleared.
 //! - A write that fails (disk full, I/O error) stays queued in order. Its waiters get the error, and appends are refused
 //!   until a retry has succeeded: one is made by each commit, and each second in the background.
 //!
@@ -41,7 +43,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -63,6 +65,11 @@ use crate::crash;
 const SEGMENT: u64 = 16 << 20;
 /// Segments kept for use again.
 const FREE_MAX: usize = 4;
+/// Segments made beforehand.
+const SPARES: u64 = 2;
+
+/// Called with a number of bytes when the disk is full: gives so many back to it if that can be done without loss.
+type GiveWay = Box<dyn Fn(u64) + Send + Sync>;
 
 /// The journal of one folder. Dropping it without [`Journal::close`] is safe, as a crash is.
 #[derive(Debug)]
@@ -85,6 +92,9 @@ struct Shared {
     bodies: Mutex<Bodies>,
     graves: Arc<Graves>,
     checkpointing: Mutex<()>,
+    /// Held while a segment is made.
+    sparing: Mutex<()>,
+    give_way: OnceLock<Asked>,
     bell: Mutex<Bell>,
     rung: Condvar,
     damage: Vec<JournalError>,
@@ -211,6 +221,11 @@ impl Journal {
         &self.shared.id_text
     }
 
+    /// Whom to ask for room when the disk is full. Counts once.
+    pub(crate) fn when_full(&self, give_way: GiveWay) {
+        let _ = self.shared.give_way.set(Asked(give_way));
+    }
+
     /// What was found damaged at open.
     pub(crate) fn damage(&self) -> &[JournalError] {
         &self.shared.damage
@@ -237,7 +252,13 @@ impl Journal {
             self.shared.ring();
             return Err(self.shared.no_space());
         }
-        Ok(())
+        drop(inner);
+        if self.shared.prepare(bytes + 4096) {
+            Ok(())
+        } else {
+            self.shared.ring();
+            Err(self.shared.no_space())
+        }
     }
 
     /// [`Journal::append`] of what was admitted, or only clears slots: not refused any more, whatever happened to the disk
@@ -272,7 +293,10 @@ impl Journal {
     pub(crate) fn room_for(&self, bytes: u64) -> bool {
         let open = self.shared.open_bodies();
         let inner = self.shared.inner.lock();
-        inner.fault.is_none() && self.shared.planned(&inner, bytes + 4096, open, Purpose::Fill).is_some()
+        let fits =
+            inner.fault.is_none() && self.shared.planned(&inner, bytes + 4096, open, Purpose::Fill).is_some();
+        drop(inner);
+        fits && self.shared.prepare(bytes + 4096)
     }
 
     /// Commits what is queued and writes a state file, so that the next open has nothing to replay.
@@ -297,6 +321,14 @@ impl Journal {
 impl Drop for Journal {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+struct Asked(GiveWay);
+
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Asked")
     }
 }
 

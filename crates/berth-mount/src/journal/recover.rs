@@ -325,6 +325,8 @@ fn finish(
         bodies: Mutex::new(bodies),
         graves,
         checkpointing: Mutex::new(()),
+        sparing: Mutex::default(),
+        give_way: std::sync::OnceLock::new(),
         bell: Mutex::new(Bell {
             rung: true,
             stop: false,

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    FREE_MAX, Held, JournalError, Log, Shared, Slot,
+    FREE_MAX, Held, JournalError, Log, SPARES, Shared, Slot,
     held::{At, Kind},
     record::{self, Header},
     segment::{self, Segment},
@@ -80,7 +80,7 @@ impl Shared {
             }
             self.forget_bodies();
         }
-        self.make_spare();
+        self.make_spares();
     }
 
     /// Whether a state file would free a segment.
@@ -105,31 +105,66 @@ impl Shared {
         log.segments.iter().any(|segment| Arc::strong_count(segment) == 1)
     }
 
-    fn make_spare(&self) {
+    fn make_spares(&self) {
+        if self.inner.lock().fault.is_some() {
+            return;
+        }
+        // A disk that is full now will say so to whoever wants to write.
+        while matches!(self.add_spare(SPARES), Ok(true)) {}
+    }
+
+    /// Sees to it that a batch with so many bytes finds its segments on the disk, and one more for the clears after it.
+    pub(super) fn prepare(&self, bytes: u64) -> bool {
+        let mut asked = false;
+        loop {
+            let wanted = self.plan_with(self.inner.lock().plan, bytes).segments + 1;
+            match self.add_spare(wanted) {
+                Ok(true) => {}
+                Ok(false) => return true,
+                Err(_) if !asked => {
+                    asked = true;
+                    if let Some(give_way) = self.give_way.get() {
+                        give_way.0(self.segment * 2);
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no room for the journal's next segment");
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Makes a segment if there are fewer than so many spare ones; whether it did.
+    fn add_spare(&self, wanted: u64) -> io::Result<bool> {
+        // Without the lock first: nearly always there is one.
+        if self.inner.lock().free >= wanted {
+            return Ok(false);
+        }
+        let _one = self.sparing.lock();
         let path = {
             let mut log = self.log.lock();
             let inner = self.inner.lock();
-            let room = inner.segments + inner.bodies + self.segment <= self.max;
-            if !log.free.is_empty() || !room || inner.fault.is_some() {
-                return;
+            // Beyond the bound it is not the disk that says no.
+            if inner.free >= wanted || inner.segments + inner.bodies + self.segment > self.max {
+                return Ok(false);
             }
             log.next_number += 1;
             segment::path(&self.dir.join("segments"), log.next_number - 1, "free")
         };
-        // A disk that is full now will say so to a commit; a spare is only for speed.
-        if let Ok(file) = segment::zeroed(&path, self.segment) {
-            let mut log = self.log.lock();
-            let mut inner = self.inner.lock();
-            log.free.push_back(Segment {
-                kind: Kind::Log,
-                number: 0,
-                path,
-                file,
-                size: self.segment,
-            });
-            inner.free += 1;
-            inner.segments += self.segment;
-        }
+        let file = segment::zeroed(&path, self.segment)?;
+        let mut log = self.log.lock();
+        let mut inner = self.inner.lock();
+        log.free.push_back(Segment {
+            kind: Kind::Log,
+            number: 0,
+            path,
+            file,
+            size: self.segment,
+        });
+        inner.free += 1;
+        inner.segments += self.segment;
+        Ok(true)
     }
 
     /// Gives the free segments back to the disk.
