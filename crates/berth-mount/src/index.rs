@@ -7,10 +7,11 @@
 //! What a change means for the index is in the journal, path by path, before the change is answered; so writes are grouped,
 //! in the background, [`DEBOUNCE`] after the first change. Who must wait for S3 calls [`IndexWriter::commit`]; all who wait at
 //! the same time share one write. Each write says which index it replaces: one that somebody else wrote is read first, and
-//! what it says about paths that were not changed here is kept.
+//! what it says about paths that were not changed here is kept. So is what it says about files that have no object: another
+//! host has written the index and is about to store them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -38,6 +39,7 @@ const REST: Duration = Duration::from_millis(200);
 #[derive(Debug, Default)]
 pub(crate) struct IndexWriter {
     apps: Mutex<HashMap<String, Arc<AppIndex>>>,
+    awaited: Mutex<BTreeMap<String, (IndexEntry, SystemTime)>>,
     wake: tokio::sync::Notify,
 }
 
@@ -54,6 +56,8 @@ struct Written {
     /// What S3 has; `None`: no object.
     bytes: Option<Vec<u8>>,
     etag: Option<String>,
+    /// A write ended without an answer: S3 may have what it said instead.
+    doubtful: bool,
     /// Written by a newer Berth: reading part of it and writing it back would lose the rest.
     foreign: bool,
 }
@@ -77,6 +81,29 @@ impl IndexWriter {
         self.wake.notify_one();
     }
 
+    /// What S3's index says about files that it has no object of, by key: all that was noted for the workspace before goes.
+    pub(crate) fn await_files(&self, app: &str, found: Vec<(String, IndexEntry)>, written: SystemTime) {
+        let mut awaited = self.awaited.lock();
+        let old: Vec<String> = below(&awaited, app).map(|(key, _)| key.clone()).collect();
+        for key in old {
+            awaited.remove(&key);
+        }
+        awaited.extend(found.into_iter().map(|(key, entry)| (key, (entry, written))));
+    }
+
+    /// The file has its object now, or it will never have one.
+    pub(crate) fn no_longer_awaited(&self, key: &str) -> Option<(IndexEntry, SystemTime)> {
+        self.awaited.lock().remove(key)
+    }
+
+    fn entries_awaited(&self, tree: &Tree, app: &str) -> Vec<(String, IndexEntry)> {
+        let awaited = self.awaited.lock();
+        below(&awaited, app)
+            .filter(|(key, _)| tree.find(key).is_none())
+            .map(|(key, (entry, _))| (key[app.len() + 1..].to_owned(), entry.clone()))
+            .collect()
+    }
+
     /// Reads the index as S3 has it now and makes the tree say so, unless it is the one we wrote or read last. No index of
     /// this workspace is written meanwhile, so an echo of an older one of ours can never undo a newer.
     pub(crate) async fn read(&self, core: &Core, app: &str) -> Result<(), StoreError> {
@@ -84,6 +111,7 @@ impl IndexWriter {
         let mut written = state.turn.lock().await;
         let key = index::key(app);
         let Some(there) = core.store.head(&key).await? else {
+            *written = Written::default();
             return Ok(());
         };
         if written.etag.as_deref() == Some(&*there.etag) {
@@ -97,6 +125,7 @@ impl IndexWriter {
         *written = Written {
             bytes: Some(bytes.to_vec()),
             etag: Some(got.etag),
+            doubtful: false,
             foreign: parsed.is_err(),
         };
         match parsed {
@@ -139,8 +168,8 @@ impl IndexWriter {
             let mut derived = derive(&tree, app);
             if let Some(index) = &mut derived.index {
                 // S3 keeps these, and the tree does not have them.
-                let aside = core.intents.entries_aside(app);
-                index.entries.extend(aside);
+                index.entries.extend(core.intents.entries_aside(app));
+                index.entries.extend(self.entries_awaited(&tree, app));
             }
             if let Some(ino) = derived.needs_marker {
                 let mut steps = Vec::new();
@@ -150,11 +179,13 @@ impl IndexWriter {
             (now, derived, core.intents.meta_mark())
         };
         let key = index::key(app);
+        // As with objects: S3 must not be told what a killed process would not know any more.
+        core.commit(mark)?;
         let bytes = derived
             .index
             .filter(|index| !index.entries.is_empty())
             .map(|index| index.to_bytes());
-        if bytes != written.bytes {
+        if bytes != written.bytes || written.doubtful {
             if written.foreign {
                 tracing::warn!(
                     key,
@@ -162,7 +193,11 @@ impl IndexWriter {
                 );
                 return Err(Errno::EROFS);
             }
+            if written.doubtful && bytes.is_none() && written.etag.is_none() {
+                return Ok(true);
+            }
             crash::point("sync.index.before");
+            written.doubtful = true;
             let result = match (&bytes, &written.etag) {
                 (Some(bytes), known) => {
                     let pre = known.clone().map_or(Precondition::Absent, Precondition::Matches);
@@ -177,13 +212,13 @@ impl IndexWriter {
                 Ok(etag) => etag,
                 Err(e) if e.is_conflict() || e.is_no_such_key() => {
                     // Unknown again: what is there is read, and if nothing is, nothing is expected.
-                    written.etag = None;
-                    written.bytes = None;
+                    *written = Written::default();
                     return Ok(true);
                 }
                 Err(e) => return Err(core.failed("cannot write the index; tried again", &key, &e)),
             };
             written.bytes = bytes;
+            written.doubtful = false;
         }
         let mut tree = core.tree.lock();
         for (ino, indexed) in derived.dirs {
@@ -229,6 +264,12 @@ impl IndexWriter {
             tokio::time::sleep(pause).await;
         }
     }
+}
+
+/// What a map by key has below a workspace.
+fn below<'a, T>(map: &'a BTreeMap<String, T>, app: &str) -> impl Iterator<Item = (&'a String, &'a T)> {
+    let prefix = format!("{app}/");
+    map.range(prefix.clone()..).take_while(move |(key, _)| key.starts_with(&prefix))
 }
 
 fn derive(tree: &Tree, app: &str) -> Derived {

@@ -310,6 +310,11 @@ impl Core {
             if let Ok(inode) = tree.get_mut(ino) {
                 inode.owner = owner;
             }
+            if let Some((entry, written)) = self.index.no_longer_awaited(&info.key)
+                && !self.intents.has_meta(&info.key)
+            {
+                apply_entry(tree, ino, &entry, written);
+            }
             if let Ok(inode) = tree.get_mut(parent)
                 && !inode.times.explicit
             {
@@ -358,6 +363,7 @@ impl Core {
     /// The bucket has nothing at `key` any more.
     fn displace(&self, tree: &mut Tree, key: &str, notices: &mut Vec<Notice>) {
         self.intents.keeps_for_backup(key, None);
+        self.index.no_longer_awaited(key);
         let Some(ino) = tree.find(key) else { return };
         let Ok(inode) = tree.get_mut(ino) else { return };
         match &mut inode.node {
@@ -441,6 +447,7 @@ impl Core {
         let Some(top) = tree.child(ROOT, app).ok().flatten() else {
             return;
         };
+        let mut awaited = Vec::new();
         for (path, entry) in &index.entries {
             let key = format!("{app}/{path}");
             let shape = match entry.kind {
@@ -454,7 +461,10 @@ impl Core {
             }
             let ino = match (entry.kind, tree.find(&key)) {
                 (_, Some(ino)) => ino,
-                (EntryKind::File, None) => continue,
+                (EntryKind::File, None) => {
+                    awaited.push((key, entry.clone()));
+                    continue;
+                }
                 (EntryKind::Dir, None) => match self.folder(tree, &key, written, notices) {
                     Some(ino) => ino,
                     None => continue,
@@ -469,6 +479,7 @@ impl Core {
             apply_entry(tree, ino, entry, written);
             notices.push(Notice::Attributes(ino));
         }
+        self.index.await_files(app, awaited, written);
         self.drop_unlisted(tree, top, app, index, notices);
     }
 

@@ -179,6 +179,12 @@ impl Core {
 
     /// Enters steps; `files`: which file's content each put is, with its key and version.
     pub(crate) fn enter(&self, _tree: &Tree, steps: Vec<Step>, files: &[(Arc<File>, String, u64)]) -> u64 {
+        for step in &steps {
+            // Its index is written, and the journal's record of it cleared then.
+            if let Step::Meta { key, .. } | Step::BackupGone { key } = step {
+                self.index.touch(key.split('/').next().unwrap_or(key));
+            }
+        }
         let Entered { seq, held } = self.intents.enter(steps);
         for (file, key, version) in files {
             let held = held.iter().find(|(of, _)| of == key).map(|(_, held)| held.clone());

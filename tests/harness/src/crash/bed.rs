@@ -198,6 +198,14 @@ impl Bed {
         self.bucket.differences(shown)
     }
 
+    /// The workspace indexes in the bucket.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn indexes(&self) -> Result<BTreeMap<String, String>> {
+        self.bucket.indexes()
+    }
+
     /// Takes all room of the small disk.
     ///
     /// # Errors

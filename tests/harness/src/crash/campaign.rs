@@ -174,10 +174,11 @@ impl Campaign {
         let findings = outcome.findings.join("\n");
         fs::write(to.join("findings.txt"), format!("{mode:?}\n{findings}\n"))?;
         fs::write(to.join("expected.txt"), format!("{:#?}", outcome.account))?;
+        fs::write(to.join("indexes.txt"), format!("{:#?}", bed.indexes()))?;
         fs::write(to.join("before.txt"), format!("{:#?}", outcome.trees.0))?;
         fs::write(to.join("after.txt"), format!("{:#?}", outcome.trees.1))?;
         let disk = bed.daemon.disk();
-        for name in ["records.jsonl", "order.json", "writer.log", "daemon.log", "berth.toml"] {
+        for name in ["records.jsonl", "indexes-before.txt", "order.json", "writer.log", "daemon.log", "berth.toml"] {
             let _ = fs::copy(disk.join(name), to.join(name));
         }
         let _ = copy(&bed.state().join("journal"), &to.join("journal-after"));

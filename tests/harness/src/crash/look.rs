@@ -16,7 +16,7 @@ use aws_sdk_s3::{
 use futures::{StreamExt, TryStreamExt};
 
 use super::{
-    model::{Entry, Tree},
+    model::{Entry, PLAIN, Tree},
     names::sum,
 };
 
@@ -148,6 +148,55 @@ impl Bucket {
         })
     }
 
+    /// The workspace indexes, as text, for the evidence.
+    ///
+    /// # Errors
+    /// When a request fails.
+    pub fn indexes(&self) -> Result<BTreeMap<String, String>> {
+        self.runtime.block_on(async {
+            let list = self.client.list_objects_v2().bucket(&self.name).prefix(".berth/index/");
+            let mut found = BTreeMap::new();
+            for key in list.send().await?.contents.into_iter().flatten().filter_map(|object| object.key) {
+                let got = self.client.get_object().bucket(&self.name).key(&key).send().await?;
+                let bytes = got.body.collect().await?.into_bytes();
+                found.insert(key, String::from_utf8_lossy(&bytes).into_owned());
+            }
+            Ok(found)
+        })
+    }
+
+    /// Bits and links that the mount shows and the indexes do not say, or the other way round.
+    fn unsaid(&self, shown: &Tree) -> Result<Vec<String>> {
+        let mut said = BTreeMap::new();
+        for (key, text) in self.indexes()? {
+            let app = key.trim_start_matches(".berth/index/").trim_end_matches(".json").to_owned();
+            let index: serde_json::Value = serde_json::from_str(&text)?;
+            for (path, entry) in index["entries"].as_object().into_iter().flatten() {
+                let text = |name: &str| entry[name].as_str().map(str::to_owned);
+                if let Some(what) = text("mode").or_else(|| text("target")) {
+                    said.insert(format!("{app}/{path}"), what);
+                }
+            }
+        }
+        let mut shows = BTreeMap::new();
+        for (path, entry) in shown.iter().filter(|(path, _)| !is_transient(path)) {
+            match entry {
+                Entry::File { mode, .. } if *mode != PLAIN => shows.insert(path.clone(), format!("{mode:o}")),
+                Entry::Link(target) => shows.insert(path.clone(), target.clone()),
+                _ => None,
+            };
+        }
+        let all: BTreeSet<&String> = said.keys().chain(shows.keys()).collect();
+        Ok(all
+            .into_iter()
+            .filter(|path| said.get(*path) != shows.get(*path))
+            .map(|path| {
+                let (says, shows) = (said.get(path), shows.get(path));
+                format!("{path} WRONG in the index: {says:?}, the mount shows {shows:?}")
+            })
+            .collect())
+    }
+
     /// How the bucket differs from what the mount shows.
     ///
     /// # Errors
@@ -162,8 +211,8 @@ impl Bucket {
                 _ => None,
             })
             .collect();
+        let mut wrong = self.unsaid(shown)?;
         let keys: BTreeSet<&String> = files.keys().copied().chain(objects.keys()).collect();
-        let mut wrong = Vec::new();
         for key in keys {
             match (files.get(key), objects.get(key)) {
                 (Some((len, sum)), Some((has, of))) if len == has && *sum == of => {}

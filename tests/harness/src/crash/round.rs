@@ -342,6 +342,8 @@ impl Round<'_> {
     /// When the mount cannot be read.
     pub fn from_bucket_alone(&mut self) -> Result<Vec<String>> {
         let state = self.bed.state();
+        let said = format!("{:#?}", self.bed.indexes()?);
+        fs::write(self.bed.daemon.disk().join("indexes-before.txt"), said)?;
         self.bed.daemon.kill();
         for folder in ["journal", "cache"] {
             let _ = fs::remove_dir_all(state.join(folder));
