@@ -56,6 +56,8 @@ struct Written {
     /// What S3 has; `None`: no object.
     bytes: Option<Vec<u8>>,
     etag: Option<String>,
+    /// The folders that it names.
+    folders: Vec<(String, IndexEntry)>,
     /// A write ended without an answer: S3 may have what it said instead.
     doubtful: bool,
     /// Written by a newer Berth: reading part of it and writing it back would lose the rest.
@@ -125,6 +127,7 @@ impl IndexWriter {
         *written = Written {
             bytes: Some(bytes.to_vec()),
             etag: Some(got.etag),
+            folders: parsed.as_ref().map(folders).unwrap_or_default(),
             doubtful: false,
             foreign: parsed.is_err(),
         };
@@ -170,6 +173,21 @@ impl IndexWriter {
                 // S3 keeps these, and the tree does not have them.
                 index.entries.extend(core.intents.entries_aside(app));
                 index.entries.extend(self.entries_awaited(&tree, app));
+                // Another host may have emptied a folder before we hear of it: what is in it here says nothing against that.
+                for (path, entry) in &written.folders {
+                    let key = format!("{app}/{path}");
+                    let there = tree.find(&key).and_then(|ino| tree.get(ino).ok());
+                    if there.is_some_and(crate::tree::Inode::is_dir) && !core.intents.has_meta(&key) {
+                        index.entries.entry(path.clone()).or_insert_with(|| entry.clone());
+                    }
+                }
+                for (ino, indexed) in &mut derived.dirs {
+                    let path = tree.key(*ino).unwrap_or_default();
+                    *indexed |= path
+                        .strip_prefix(app)
+                        .and_then(|path| path.strip_prefix('/'))
+                        .is_some_and(|path| index.entries.contains_key(path));
+                }
             }
             if let Some(ino) = derived.needs_marker {
                 let mut steps = Vec::new();
@@ -181,10 +199,8 @@ impl IndexWriter {
         let key = index::key(app);
         // As with objects: S3 must not be told what a killed process would not know any more.
         core.commit(mark)?;
-        let bytes = derived
-            .index
-            .filter(|index| !index.entries.is_empty())
-            .map(|index| index.to_bytes());
+        let index = derived.index.filter(|index| !index.entries.is_empty());
+        let bytes = index.as_ref().map(WorkspaceIndex::to_bytes);
         if bytes != written.bytes || written.doubtful {
             if written.foreign {
                 tracing::warn!(
@@ -218,6 +234,7 @@ impl IndexWriter {
                 Err(e) => return Err(core.failed("cannot write the index; tried again", &key, &e)),
             };
             written.bytes = bytes;
+            written.folders = index.as_ref().map(folders).unwrap_or_default();
             written.doubtful = false;
         }
         let mut tree = core.tree.lock();
@@ -266,10 +283,18 @@ impl IndexWriter {
     }
 }
 
+fn folders(index: &WorkspaceIndex) -> Vec<(String, IndexEntry)> {
+    let all = index.entries.iter();
+    all.filter(|(_, entry)| entry.kind == EntryKind::Dir)
+        .map(|(path, entry)| (path.clone(), entry.clone()))
+        .collect()
+}
+
 /// What a map by key has below a workspace.
 fn below<'a, T>(map: &'a BTreeMap<String, T>, app: &str) -> impl Iterator<Item = (&'a String, &'a T)> {
     let prefix = format!("{app}/");
-    map.range(prefix.clone()..).take_while(move |(key, _)| key.starts_with(&prefix))
+    map.range(prefix.clone()..)
+        .take_while(move |(key, _)| key.starts_with(&prefix))
 }
 
 fn derive(tree: &Tree, app: &str) -> Derived {

@@ -59,7 +59,8 @@ impl Core {
         tree.touch_dir(parent);
         let Ok(inode) = tree.get(parent) else { return };
         let Ok(dir) = inode.as_dir() else { return };
-        let changes = before || dir.indexed != entry_of(tree, parent).is_some() || !tree.has_stored_children(dir);
+        let unsaid = !dir.indexed && entry_of(tree, parent).is_some();
+        let changes = before || unsaid || !tree.has_stored_children(dir);
         if changes && !inode.local && parent != ROOT {
             self.touch_index(tree, parent);
         }

@@ -379,9 +379,42 @@ fn a_backup_rename_never_leaves_s3_without_the_file() {
     while let Ok(change) = feed.try_recv() {
         assert!(matches!(change, berth_store::Change::Put(_)), "{change:?}");
     }
-    // Moved away for good: gone from S3 after a while.
+    // The backup is in memory alone: S3 keeps what it was made from for as long as it is there, and the mount shows it once.
     fs::rename(f.path("app/x"), f.path("app/x~")).unwrap();
-    wait_for("the object is removed", || f.text("app/x").is_none());
+    assert_eq!(f.mount().pending().count, 0);
+    assert_eq!(f.text("app/x").as_deref(), Some("new"));
+    let names = || -> Vec<_> {
+        fs::read_dir(f.path("app"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect()
+    };
+    assert_eq!(names(), ["x~"]);
+    // Back again: nothing was lost on the way.
+    fs::rename(f.path("app/x~"), f.path("app/x")).unwrap();
+    assert_eq!(fs::read_to_string(f.path("app/x")).unwrap(), "new");
+    assert_eq!(f.text("app/x").as_deref(), Some("new"));
+    // A copy of it elsewhere takes over, and what it was made from goes.
+    fs::rename(f.path("app/x"), f.path("app/x~")).unwrap();
+    fs::rename(f.path("app/x~"), f.path("app/y")).unwrap();
+    wait_for("the old name goes", || f.text("app/x").is_none());
+    assert_eq!(f.text("app/y").as_deref(), Some("new"));
+    fs::rename(f.path("app/y"), f.path("app/y~")).unwrap();
+    fs::remove_file(f.path("app/y~")).unwrap();
+    wait_for("removed with its backup", || f.text("app/y").is_none());
+}
+
+#[test]
+fn a_backup_gives_way_when_its_name_is_saved_elsewhere() {
+    let f = Fixture::with(|_| {}, |put| put("app/x", b"old"));
+    fs::rename(f.path("app/x"), f.path("app/x~")).unwrap();
+    f.put("app/x", "theirs");
+    wait_for("theirs is shown", || {
+        fs::read_to_string(f.path("app/x")).is_ok_and(|text| text == "theirs")
+    });
+    fs::remove_file(f.path("app/x~")).unwrap();
+    assert_eq!(f.mount().pending().count, 0);
+    assert_eq!(f.text("app/x").as_deref(), Some("theirs"));
 }
 
 #[test]

@@ -149,7 +149,11 @@ impl Disk {
     pub(super) fn give_way(&self, bytes: u64) {
         let (done, wait) = mpsc::channel();
         let order = Order::GiveWay(bytes, done);
-        let sent = self.writer.lock().as_ref().is_some_and(|(sender, _)| sender.send(order).is_ok());
+        let sent = self
+            .writer
+            .lock()
+            .as_ref()
+            .is_some_and(|(sender, _)| sender.send(order).is_ok());
         if sent {
             // Fails only if the writer has ended.
             let _ = wait.recv();

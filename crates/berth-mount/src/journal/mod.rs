@@ -293,8 +293,7 @@ impl Journal {
     pub(crate) fn room_for(&self, bytes: u64) -> bool {
         let open = self.shared.open_bodies();
         let inner = self.shared.inner.lock();
-        let fits =
-            inner.fault.is_none() && self.shared.planned(&inner, bytes + 4096, open, Purpose::Fill).is_some();
+        let fits = inner.fault.is_none() && self.shared.planned(&inner, bytes + 4096, open, Purpose::Fill).is_some();
         drop(inner);
         fits && self.shared.prepare(bytes + 4096)
     }

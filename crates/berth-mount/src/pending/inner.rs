@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Aside, ECHO, Hold, Inner, Intent, Key, MAX_PACE, META, NEW_NAME, OBJECT, PACE, REMOVED, Record, Restored, Step, TEMPORARY,
-    Want, Who, cleared, looks_temporary, now_ms,
+    Aside, ECHO, Hold, Inner, Intent, Key, MAX_PACE, META, NEW_NAME, OBJECT, PACE, REMOVED, Record, Restored, Step,
+    TEMPORARY, Want, Who, cleared, looks_temporary, now_ms,
 };
 use crate::{
     journal::{Content, Held, Op},
@@ -70,7 +70,14 @@ impl Inner {
             Step::BackupGone { key } => {
                 let Some(aside) = self.aside.remove(&*key) else { return };
                 if aside.entry.is_some() {
-                    self.take_step(Step::Meta { key: key.clone(), entry: None }, batch, touched);
+                    self.take_step(
+                        Step::Meta {
+                            key: key.clone(),
+                            entry: None,
+                        },
+                        batch,
+                        touched,
+                    );
                 }
                 self.take_step(
                     Step::Delete {

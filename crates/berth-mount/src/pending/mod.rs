@@ -565,7 +565,8 @@ impl Intents {
         let inner = self.inner.lock();
         let within = |key: &Key| key.strip_prefix(app)?.strip_prefix('/').map(str::to_owned);
         let all = inner.aside.iter();
-        all.filter_map(|(key, aside)| Some((within(key)?, aside.entry.clone()?))).collect()
+        all.filter_map(|(key, aside)| Some((within(key)?, aside.entry.clone()?)))
+            .collect()
     }
 
     /// The number to give to [`Intents::metas_written`] for an index worked out now.

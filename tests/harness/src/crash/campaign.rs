@@ -178,7 +178,14 @@ impl Campaign {
         fs::write(to.join("before.txt"), format!("{:#?}", outcome.trees.0))?;
         fs::write(to.join("after.txt"), format!("{:#?}", outcome.trees.1))?;
         let disk = bed.daemon.disk();
-        for name in ["records.jsonl", "indexes-before.txt", "order.json", "writer.log", "daemon.log", "berth.toml"] {
+        for name in [
+            "records.jsonl",
+            "indexes-before.txt",
+            "order.json",
+            "writer.log",
+            "daemon.log",
+            "berth.toml",
+        ] {
             let _ = fs::copy(disk.join(name), to.join(name));
         }
         let _ = copy(&bed.state().join("journal"), &to.join("journal-after"));

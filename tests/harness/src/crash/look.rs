@@ -156,7 +156,14 @@ impl Bucket {
         self.runtime.block_on(async {
             let list = self.client.list_objects_v2().bucket(&self.name).prefix(".berth/index/");
             let mut found = BTreeMap::new();
-            for key in list.send().await?.contents.into_iter().flatten().filter_map(|object| object.key) {
+            for key in list
+                .send()
+                .await?
+                .contents
+                .into_iter()
+                .flatten()
+                .filter_map(|object| object.key)
+            {
                 let got = self.client.get_object().bucket(&self.name).key(&key).send().await?;
                 let bytes = got.body.collect().await?.into_bytes();
                 found.insert(key, String::from_utf8_lossy(&bytes).into_owned());
@@ -169,7 +176,10 @@ impl Bucket {
     fn unsaid(&self, shown: &Tree) -> Result<Vec<String>> {
         let mut said = BTreeMap::new();
         for (key, text) in self.indexes()? {
-            let app = key.trim_start_matches(".berth/index/").trim_end_matches(".json").to_owned();
+            let app = key
+                .trim_start_matches(".berth/index/")
+                .trim_end_matches(".json")
+                .to_owned();
             let index: serde_json::Value = serde_json::from_str(&text)?;
             for (path, entry) in index["entries"].as_object().into_iter().flatten() {
                 let text = |name: &str| entry[name].as_str().map(str::to_owned);
