@@ -40,6 +40,8 @@ const REST: Duration = Duration::from_millis(200);
 pub(crate) struct IndexWriter {
     apps: Mutex<HashMap<String, Arc<AppIndex>>>,
     awaited: Mutex<BTreeMap<String, (IndexEntry, SystemTime)>>,
+    /// Indexes of workspaces that have no object yet.
+    early: Mutex<HashMap<String, (WorkspaceIndex, SystemTime)>>,
     wake: tokio::sync::Notify,
 }
 
@@ -93,6 +95,16 @@ impl IndexWriter {
         awaited.extend(found.into_iter().map(|(key, entry)| (key, (entry, written))));
     }
 
+    /// The index is there before its workspace.
+    pub(crate) fn is_early(&self, app: &str, index: &WorkspaceIndex, written: SystemTime) {
+        self.early.lock().insert(app.to_owned(), (index.clone(), written));
+    }
+
+    /// The index that was there before its workspace.
+    pub(crate) fn take_early(&self, app: &str) -> Option<(WorkspaceIndex, SystemTime)> {
+        self.early.lock().remove(app)
+    }
+
     /// The file has its object now, or it will never have one.
     pub(crate) fn no_longer_awaited(&self, key: &str) -> Option<(IndexEntry, SystemTime)> {
         self.awaited.lock().remove(key)
@@ -114,6 +126,7 @@ impl IndexWriter {
         let key = index::key(app);
         let Some(there) = core.store.head(&key).await? else {
             *written = Written::default();
+            self.take_early(app);
             return Ok(());
         };
         if written.etag.as_deref() == Some(&*there.etag) {
@@ -196,6 +209,11 @@ impl IndexWriter {
             }
             (now, derived, core.intents.meta_mark())
         };
+        if derived.index.is_none() && self.early.lock().contains_key(app) {
+            // Not ours to remove: its workspace is still to come.
+            state.committed.fetch_max(now, Ordering::Relaxed);
+            return Ok(false);
+        }
         let key = index::key(app);
         // As with objects: S3 must not be told what a killed process would not know any more.
         core.commit(mark)?;

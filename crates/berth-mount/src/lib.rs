@@ -25,6 +25,7 @@ mod answer;
 mod cache;
 mod core;
 mod crash;
+mod described;
 mod draft;
 mod file;
 #[cfg(test)]

@@ -4,22 +4,18 @@
 //! bytes; the kernel is told to forget the name. Our own writes come back in the feed too: their ETag is known already, or
 //! they are looked up again once the upload in flight has ended. A feed that lost changes is answered by a new listing.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use berth_store::{Change, ObjectInfo, StoreError};
-use berth_workspace::index::{self, EntryKind, WorkspaceIndex};
+use berth_workspace::index;
 use fuser::Errno;
 use futures::StreamExt;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use crate::{
     core::{Core, Shape},
+    described::apply_entry,
     file::{Attachment, File},
-    index::{from_nanos, is_file},
     kernel::Notice,
     tree::{DIR_PERM, Dir, FILE_PERM, Ino, Look, Node, Owner, ROOT, Times, Tree},
     unshown::{Why, classify},
@@ -27,8 +23,6 @@ use crate::{
 
 /// Everything below is Berth's own.
 const HIDDEN: &str = ".berth";
-/// An index may be written this much before the last object it describes (clocks of whole seconds).
-const SLACK: Duration = Duration::from_secs(2);
 
 impl Core {
     /// Builds the tree from the bucket's objects; gives the workspaces that have an index.
@@ -57,12 +51,6 @@ impl Core {
             .collect()
             .await;
         results.into_iter().collect()
-    }
-
-    pub(crate) fn show_index(&self, app: &str, index: &WorkspaceIndex, written: SystemTime) {
-        let mut notices = Vec::new();
-        self.apply_index(&mut self.tree.lock(), app, index, written, &mut notices);
-        self.tell(notices);
     }
 
     /// Follows the feed until it ends.
@@ -266,6 +254,14 @@ impl Core {
         if is_hidden(path) || self.intents.keeps_for_backup(&info.key, Some(&info.etag)) {
             return;
         }
+        self.place_shown(tree, info, (path, shape), notices);
+        let app = path.split('/').next().unwrap_or(path);
+        if let Some((index, written)) = self.index.take_early(app) {
+            self.apply_index(tree, app, &index, written, notices);
+        }
+    }
+
+    fn place_shown(&self, tree: &mut Tree, info: &ObjectInfo, (path, shape): (&str, Shape), notices: &mut Vec<Notice>) {
         let excluded = || self.is_local(false, path, shape).then_some(Why::Excluded);
         if let Some(why) = classify(&info.key).or_else(excluded) {
             return self.unshown.note(&info.key, why);
@@ -434,158 +430,6 @@ impl Core {
             ino = parent;
         }
     }
-
-    fn apply_index(
-        &self,
-        tree: &mut Tree,
-        app: &str,
-        index: &WorkspaceIndex,
-        written: SystemTime,
-        notices: &mut Vec<Notice>,
-    ) {
-        // An index without any object is left over from a workspace removed elsewhere.
-        let Some(top) = tree.child(ROOT, app).ok().flatten() else {
-            return;
-        };
-        let mut awaited = Vec::new();
-        for (path, entry) in &index.entries {
-            let key = format!("{app}/{path}");
-            let shape = match entry.kind {
-                EntryKind::File => Shape::File,
-                EntryKind::Dir => Shape::Dir,
-                EntryKind::Symlink => Shape::Symlink,
-            };
-            // What the journal has about a path is newer.
-            if !is_path(&key) || self.is_local(false, &key, shape) || self.intents.has_meta(&key) {
-                continue;
-            }
-            let ino = match (entry.kind, tree.find(&key)) {
-                (_, Some(ino)) => ino,
-                (EntryKind::File, None) => {
-                    awaited.push((key, entry.clone()));
-                    continue;
-                }
-                (EntryKind::Dir, None) => match self.folder(tree, &key, written, notices) {
-                    Some(ino) => ino,
-                    None => continue,
-                },
-                (EntryKind::Symlink, None) => {
-                    match self.place_symlink(tree, &key, entry.target.as_deref(), written, notices) {
-                        Some(ino) => ino,
-                        None => continue,
-                    }
-                }
-            };
-            apply_entry(tree, ino, entry, written);
-            notices.push(Notice::Attributes(ino));
-        }
-        self.index.await_files(app, awaited, written);
-        self.drop_unlisted(tree, top, app, index, notices);
-    }
-
-    pub(crate) fn place_symlink(
-        &self,
-        tree: &mut Tree,
-        key: &str,
-        target: Option<&str>,
-        time: SystemTime,
-        notices: &mut Vec<Notice>,
-    ) -> Option<Ino> {
-        let (above, name) = key.rsplit_once('/')?;
-        let parent = self.folder(tree, above, time, notices)?;
-        let ino = tree.number();
-        tree.insert(
-            ino,
-            parent,
-            name,
-            Look {
-                local: false,
-                perm: 0o777,
-                times: Times::at(time),
-            },
-            Node::Symlink(target?.to_owned()),
-        )
-        .ok()?;
-        notices.push(Notice::Entry {
-            parent,
-            name: name.into(),
-        });
-        Some(ino)
-    }
-
-    /// What an older index said and this one does not is no longer so.
-    fn drop_unlisted(&self, tree: &mut Tree, top: Ino, app: &str, index: &WorkspaceIndex, notices: &mut Vec<Notice>) {
-        for ino in tree.below(top).into_iter().skip(1).rev() {
-            let Ok(key) = tree.key(ino) else { continue };
-            if index.entries.contains_key(&key[app.len() + 1..]) || self.intents.has_meta(&key) {
-                continue;
-            }
-            let Ok(inode) = tree.get_mut(ino) else { continue };
-            let (parent, name, local) = (inode.parent, inode.name.clone(), inode.local);
-            match &mut inode.node {
-                _ if local => {}
-                Node::Symlink(_) => {
-                    tree.detach(ino, Attachment::Unlinked);
-                    notices.push(Notice::Deleted {
-                        parent,
-                        child: ino,
-                        name,
-                    });
-                }
-                Node::Dir(dir) => {
-                    dir.indexed = false;
-                    inode.perm = DIR_PERM;
-                    inode.owner = None;
-                    self.prune(tree, ino, notices);
-                }
-                // One that nobody has saved yet is in no index.
-                Node::File(file) if file.state().is_unsaved() => {}
-                Node::File(_) => {
-                    if inode.perm != FILE_PERM || inode.owner.is_some() {
-                        inode.perm = FILE_PERM;
-                        inode.owner = None;
-                        notices.push(Notice::Attributes(ino));
-                    }
-                }
-                Node::Special(..) => {}
-            }
-        }
-    }
-}
-
-pub(crate) fn apply_entry(tree: &mut Tree, ino: Ino, entry: &index::IndexEntry, written: SystemTime) {
-    let own = tree.own();
-    let Ok(inode) = tree.get_mut(ino) else { return };
-    match (&mut inode.node, entry.kind) {
-        (Node::Dir(dir), EntryKind::Dir) => dir.indexed = true,
-        (Node::File(_), EntryKind::File) | (Node::Symlink(_), EntryKind::Symlink) => {}
-        _ => return,
-    }
-    if let Some(mode) = entry.mode {
-        inode.perm = (mode & 0o7777) as u16;
-    }
-    let owner = Owner {
-        uid: entry.uid.unwrap_or(own.uid),
-        gid: entry.gid.unwrap_or(own.gid),
-    };
-    inode.owner = (owner != own).then_some(owner);
-    let Some(mtime) = entry.mtime_ns.map(from_nanos) else {
-        return;
-    };
-    let set = |times: &mut Times| {
-        times.mtime = mtime;
-        times.explicit = true;
-    };
-    match &inode.node {
-        // Content stored well after the index was written came from a tool that knows of no index.
-        Node::File(file) if is_file(entry) => {
-            let mut state = file.state();
-            if state.times.explicit || state.times.mtime <= written + SLACK {
-                set(&mut state.times);
-            }
-        }
-        _ => set(&mut inode.times),
-    }
 }
 
 /// Whether something below is an object, unsaved, or local-only content that exists nowhere else.
@@ -594,11 +438,6 @@ fn holds_anything(tree: &Tree, ino: Ino) -> bool {
         .into_iter()
         .skip(1)
         .any(|below| tree.get(below).is_ok_and(|inode| inode.local || inode.file().is_some()))
-}
-
-/// Whether a key is a path as a file system has them.
-fn is_path(key: &str) -> bool {
-    classify(key).is_none() && !key.ends_with('/')
 }
 
 fn is_hidden(key: &str) -> bool {

@@ -9,12 +9,12 @@ use std::{sync::Arc, time::SystemTime};
 use crate::{
     core::Core,
     crash,
+    described::apply_entry,
     file::{Attachment, Base, File},
     index::from_nanos,
     journal::{Content, Held},
     kernel::Notice,
     pending::{Restored, Step, Want},
-    remote::apply_entry,
     save::conflict_name,
     tree::{DIR_PERM, FILE_PERM, Ino, Look, Node, Times, Tree},
 };

@@ -404,7 +404,7 @@ impl Writer {
     /// Whether the disk would still have room for saves.
     fn leaves_room(&self, bytes: u64) -> bool {
         nix::sys::statvfs::statvfs(&self.shared.dir).map_or(true, |disk| {
-            disk.blocks_available() as u64 * disk.fragment_size() as u64 >= bytes + LEFT
+            disk.blocks_available() * disk.fragment_size() >= bytes + LEFT
         })
     }
 

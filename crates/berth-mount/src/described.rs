@@ -1,0 +1,185 @@
+//! What a workspace's index in S3 says, made true in the tree: bits, owners, times, symlinks, folders with nothing in them.
+//!
+//! What the journal has about a path is newer and is left alone. An index may come before what it describes: what it says of
+//! files and workspaces without an object is noted ([`crate::index::IndexWriter`]) and applied when they are there.
+
+use std::time::{Duration, SystemTime};
+
+use berth_workspace::index::{self, EntryKind, WorkspaceIndex};
+
+use crate::{
+    core::{Core, Shape},
+    file::Attachment,
+    index::{from_nanos, is_file},
+    kernel::Notice,
+    tree::{DIR_PERM, FILE_PERM, Ino, Look, Node, Owner, ROOT, Times, Tree},
+    unshown::classify,
+};
+
+/// An index may be written this much before the last object it describes (clocks of whole seconds).
+const SLACK: Duration = Duration::from_secs(2);
+
+impl Core {
+    pub(crate) fn show_index(&self, app: &str, index: &WorkspaceIndex, written: SystemTime) {
+        let mut notices = Vec::new();
+        self.apply_index(&mut self.tree.lock(), app, index, written, &mut notices);
+        self.tell(notices);
+    }
+
+    pub(crate) fn apply_index(
+        &self,
+        tree: &mut Tree,
+        app: &str,
+        index: &WorkspaceIndex,
+        written: SystemTime,
+        notices: &mut Vec<Notice>,
+    ) {
+        // An index without any object is left over from a workspace removed elsewhere, or of one that is being stored.
+        let Some(top) = tree.child(ROOT, app).ok().flatten() else {
+            return self.index.is_early(app, index, written);
+        };
+        let mut awaited = Vec::new();
+        for (path, entry) in &index.entries {
+            let key = format!("{app}/{path}");
+            let shape = match entry.kind {
+                EntryKind::File => Shape::File,
+                EntryKind::Dir => Shape::Dir,
+                EntryKind::Symlink => Shape::Symlink,
+            };
+            // What the journal has about a path is newer.
+            if !is_path(&key) || self.is_local(false, &key, shape) || self.intents.has_meta(&key) {
+                continue;
+            }
+            let ino = match (entry.kind, tree.find(&key)) {
+                (_, Some(ino)) => ino,
+                (EntryKind::File, None) => {
+                    awaited.push((key, entry.clone()));
+                    continue;
+                }
+                (EntryKind::Dir, None) => match self.folder(tree, &key, written, notices) {
+                    Some(ino) => ino,
+                    None => continue,
+                },
+                (EntryKind::Symlink, None) => {
+                    match self.place_symlink(tree, &key, entry.target.as_deref(), written, notices) {
+                        Some(ino) => ino,
+                        None => continue,
+                    }
+                }
+            };
+            apply_entry(tree, ino, entry, written);
+            notices.push(Notice::Attributes(ino));
+        }
+        self.index.await_files(app, awaited, written);
+        self.drop_unlisted(tree, top, app, index, notices);
+    }
+
+    pub(crate) fn place_symlink(
+        &self,
+        tree: &mut Tree,
+        key: &str,
+        target: Option<&str>,
+        time: SystemTime,
+        notices: &mut Vec<Notice>,
+    ) -> Option<Ino> {
+        let (above, name) = key.rsplit_once('/')?;
+        let parent = self.folder(tree, above, time, notices)?;
+        let ino = tree.number();
+        tree.insert(
+            ino,
+            parent,
+            name,
+            Look {
+                local: false,
+                perm: 0o777,
+                times: Times::at(time),
+            },
+            Node::Symlink(target?.to_owned()),
+        )
+        .ok()?;
+        notices.push(Notice::Entry {
+            parent,
+            name: name.into(),
+        });
+        Some(ino)
+    }
+
+    /// What an older index said and this one does not is no longer so.
+    fn drop_unlisted(&self, tree: &mut Tree, top: Ino, app: &str, index: &WorkspaceIndex, notices: &mut Vec<Notice>) {
+        for ino in tree.below(top).into_iter().skip(1).rev() {
+            let Ok(key) = tree.key(ino) else { continue };
+            if index.entries.contains_key(&key[app.len() + 1..]) || self.intents.has_meta(&key) {
+                continue;
+            }
+            let Ok(inode) = tree.get_mut(ino) else { continue };
+            let (parent, name, local) = (inode.parent, inode.name.clone(), inode.local);
+            match &mut inode.node {
+                _ if local => {}
+                Node::Symlink(_) => {
+                    tree.detach(ino, Attachment::Unlinked);
+                    notices.push(Notice::Deleted {
+                        parent,
+                        child: ino,
+                        name,
+                    });
+                }
+                Node::Dir(dir) => {
+                    dir.indexed = false;
+                    inode.perm = DIR_PERM;
+                    inode.owner = None;
+                    self.prune(tree, ino, notices);
+                }
+                // One that nobody has saved yet is in no index.
+                Node::File(file) if file.state().is_unsaved() => {}
+                Node::File(_) => {
+                    if inode.perm != FILE_PERM || inode.owner.is_some() {
+                        inode.perm = FILE_PERM;
+                        inode.owner = None;
+                        notices.push(Notice::Attributes(ino));
+                    }
+                }
+                Node::Special(..) => {}
+            }
+        }
+    }
+}
+
+pub(crate) fn apply_entry(tree: &mut Tree, ino: Ino, entry: &index::IndexEntry, written: SystemTime) {
+    let own = tree.own();
+    let Ok(inode) = tree.get_mut(ino) else { return };
+    match (&mut inode.node, entry.kind) {
+        (Node::Dir(dir), EntryKind::Dir) => dir.indexed = true,
+        (Node::File(_), EntryKind::File) | (Node::Symlink(_), EntryKind::Symlink) => {}
+        _ => return,
+    }
+    if let Some(mode) = entry.mode {
+        inode.perm = (mode & 0o7777) as u16;
+    }
+    let owner = Owner {
+        uid: entry.uid.unwrap_or(own.uid),
+        gid: entry.gid.unwrap_or(own.gid),
+    };
+    inode.owner = (owner != own).then_some(owner);
+    let Some(mtime) = entry.mtime_ns.map(from_nanos) else {
+        return;
+    };
+    let set = |times: &mut Times| {
+        times.mtime = mtime;
+        times.explicit = true;
+    };
+    match &inode.node {
+        // Content stored well after the index was written came from a tool that knows of no index.
+        Node::File(file) if is_file(entry) => {
+            let mut state = file.state();
+            if state.times.explicit || state.times.mtime <= written + SLACK {
+                set(&mut state.times);
+            }
+        }
+        _ => set(&mut inode.times),
+    }
+}
+
+/// Whether a key is a path as a file system has them.
+fn is_path(key: &str) -> bool {
+    classify(key).is_none() && !key.ends_with('/')
+}
