@@ -209,7 +209,8 @@ impl IndexWriter {
             }
             (now, derived, core.intents.meta_mark())
         };
-        if derived.index.is_none() && self.early.lock().contains_key(app) {
+        let early = self.early.lock().contains_key(app);
+        if early && derived.index.is_none() && !core.intents.workspaces_with_metas().contains(app) {
             // Not ours to remove: its workspace is still to come.
             state.committed.fetch_max(now, Ordering::Relaxed);
             return Ok(false);

@@ -20,7 +20,9 @@
 //!
 //! Locks: the tree, then a file's state, then this, then the journal's own.
 
+mod aside;
 mod inner;
+mod metas;
 mod recover;
 mod wait;
 
@@ -30,6 +32,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use aside::Aside;
 use berth_workspace::index::IndexEntry;
 use parking_lot::Mutex;
 pub(crate) use recover::Restored;
@@ -116,16 +119,6 @@ struct Intent {
     /// The batch that says that who held this key is done. It must be on disk before the key changes in S3: the next process
     /// would look here for what it had to copy.
     after: u64,
-}
-
-/// A file that became an editor's backup, in memory alone: S3 keeps what it has at the old name until there is a new file, or
-/// the backup goes too. Should the process end before that, the file has its old name again.
-#[derive(Debug)]
-struct Aside {
-    /// What S3 has there; `None`: what the key's intent brings there.
-    etag: Option<String>,
-    /// What the index says of it.
-    entry: Option<IndexEntry>,
 }
 
 /// A change of what S3 is to have.
@@ -540,59 +533,6 @@ impl Intents {
         true
     }
 
-    /// Whether the journal says something about the index entry of `key`, or the index about a file that was there.
-    pub(crate) fn has_meta(&self, key: &str) -> bool {
-        let inner = self.inner.lock();
-        inner.metas.contains_key(key) || inner.aside.get(key).is_some_and(|aside| aside.entry.is_some())
-    }
-
-    /// Whether S3 keeps this version at `key` only because its file is an editor's backup. Another version is somebody
-    /// else's: from now on the name is theirs.
-    pub(crate) fn keeps_for_backup(&self, key: &str, etag: Option<&str>) -> bool {
-        let mut inner = self.inner.lock();
-        if inner.intents.contains_key(key) {
-            return inner.aside.contains_key(key);
-        }
-        let kept = inner.aside.get(key).is_some_and(|aside| aside.etag.as_deref() == etag);
-        if !kept {
-            inner.aside.remove(key);
-        }
-        kept
-    }
-
-    /// What the index of `app` says of files that are editors' backups now, by path within the workspace.
-    pub(crate) fn entries_aside(&self, app: &str) -> Vec<(String, IndexEntry)> {
-        let inner = self.inner.lock();
-        let within = |key: &Key| key.strip_prefix(app)?.strip_prefix('/').map(str::to_owned);
-        let all = inner.aside.iter();
-        all.filter_map(|(key, aside)| Some((within(key)?, aside.entry.clone()?)))
-            .collect()
-    }
-
-    /// The number to give to [`Intents::metas_written`] for an index worked out now.
-    pub(crate) fn meta_mark(&self) -> u64 {
-        self.inner.lock().metas.values().copied().max().unwrap_or(0)
-    }
-
-    /// S3 has the index of `app` with all that was entered up to `mark`.
-    pub(crate) fn metas_written(&self, app: &str, mark: u64) {
-        let mut inner = self.inner.lock();
-        let written: Vec<String> = inner
-            .metas_of(app)
-            .filter(|(_, seq)| *seq <= mark)
-            .map(|(key, _)| key)
-            .collect();
-        if written.is_empty() {
-            return;
-        }
-        for key in &written {
-            inner.metas.remove(key);
-        }
-        self.clear(written.iter().map(|key| cleared(META, key)).collect());
-        drop(inner);
-        self.done.notify_waiters();
-    }
-
     /// From now on nothing waits for better moments.
     pub(crate) fn hurry(&self) {
         let mut inner = self.inner.lock();
@@ -616,13 +556,6 @@ impl Intents {
             bytes: inner.bytes,
             oldest: oldest.map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms)),
         }
-    }
-
-    /// Workspaces whose index S3 lacks.
-    pub(crate) fn workspaces_with_metas(&self) -> BTreeSet<String> {
-        let inner = self.inner.lock();
-        let top = |key: &String| key.split('/').next().unwrap_or_default().to_owned();
-        inner.metas.keys().map(top).collect()
     }
 }
 

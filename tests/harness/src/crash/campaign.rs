@@ -122,7 +122,7 @@ impl Campaign {
         let ran = catch_unwind(AssertUnwindSafe(|| {
             let mut outcome = round.run(mode)?;
             if outcome.findings.is_empty() && done % ALONE == ALONE - 1 {
-                outcome.findings = round.from_bucket_alone()?;
+                outcome.findings = round.bucket_alone()?;
             }
             anyhow::Ok(outcome)
         }));

@@ -345,7 +345,7 @@ impl Round<'_> {
     ///
     /// # Errors
     /// When the mount cannot be read.
-    pub fn from_bucket_alone(&mut self) -> Result<Vec<String>> {
+    pub fn bucket_alone(&mut self) -> Result<Vec<String>> {
         let state = self.bed.state();
         let said = format!("{:#?}", self.bed.indexes()?);
         fs::write(self.bed.daemon.disk().join("indexes-before.txt"), said)?;
