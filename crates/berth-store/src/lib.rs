@@ -20,7 +20,7 @@ pub use credentials::{Credentials, CredentialsError, load_or_create_credentials}
 pub use embedded::{EmbeddedConfig, EmbeddedError, EmbeddedServer};
 pub use error::{Act, StoreError};
 pub use object::{Change, ObjectInfo, Precondition};
-pub use store::{Abilities, Examination, Feed, HintCounts, Hints, Multipart, Store, StoreConfig};
+pub use store::{Abilities, Access, Examination, Feed, HintCounts, Hints, Multipart, Store, StoreConfig};
 
 /// The result of an operation on the bucket.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

@@ -37,8 +37,15 @@ const MAGIC: [char; 7] = ['*', '?', '[', ']', '{', '}', '\\'];
 #[derive(Debug, Clone)]
 pub struct Excludes {
     patterns: Vec<String>,
-    dirs: Vec<Vec<Segment>>,
-    files: Vec<Vec<Segment>>,
+    dirs: Vec<Rule>,
+    files: Vec<Rule>,
+}
+
+/// A compiled pattern, and its place in the list.
+#[derive(Debug, Clone)]
+struct Rule {
+    at: usize,
+    segments: Vec<Segment>,
 }
 
 /// A pattern that cannot be used.
@@ -103,8 +110,8 @@ impl Excludes {
             dirs: Vec::new(),
             files: Vec::new(),
         };
-        for pattern in patterns {
-            made.add(pattern).map_err(|why| ExcludesError {
+        for (at, pattern) in patterns.iter().enumerate() {
+            made.add(at, pattern).map_err(|why| ExcludesError {
                 pattern: pattern.clone(),
                 why,
             })?;
@@ -112,7 +119,7 @@ impl Excludes {
         Ok(made)
     }
 
-    fn add(&mut self, pattern: &str) -> Result<(), String> {
+    fn add(&mut self, at: usize, pattern: &str) -> Result<(), String> {
         if pattern.trim().is_empty() {
             return Err("is empty; leave it out".into());
         }
@@ -139,12 +146,19 @@ impl Excludes {
                 part => segments.push(Segment::compile(part)?),
             }
         }
-        if is_dir {
-            self.dirs.push(segments)
-        } else {
-            self.files.push(segments)
-        }
+        let rules = if is_dir { &mut self.dirs } else { &mut self.files };
+        rules.push(Rule { at, segments });
         Ok(())
+    }
+
+    /// This list and more patterns: those a workspace adds for itself.
+    ///
+    /// # Errors
+    /// [`ExcludesError`] for the first of `more` that cannot be used.
+    pub fn with(&self, more: &[String]) -> Result<Self, ExcludesError> {
+        let mut both = self.patterns.clone();
+        both.extend_from_slice(more);
+        Self::new(&both)
     }
 
     /// The default list, compiled once for the whole program.
@@ -169,28 +183,37 @@ impl Excludes {
     /// A path with a trailing slash is taken for a folder, as by [`Self::excluded_dir`].
     #[must_use]
     pub fn excluded(&self, path: &str) -> bool {
-        if path.ends_with('/') {
-            return self.excluded_dir(path);
-        }
-        let path = path.trim_start_matches('/');
-        let parents = path.rfind('/').map_or("", |end| &path[..end]);
-        self.in_excluded_dir(parents) || self.files.iter().any(|pattern| ends_with(pattern, path))
+        self.excluding(path).is_some()
+    }
+
+    /// The pattern by which [`Self::excluded`] says yes, as it was given; a trailing slash makes the path a folder.
+    #[must_use]
+    pub fn excluding(&self, path: &str) -> Option<&str> {
+        let rule = if path.ends_with('/') {
+            self.folder_rule(path.trim_matches('/'))
+        } else {
+            let path = path.trim_start_matches('/');
+            let parents = path.rfind('/').map_or("", |end| &path[..end]);
+            self.folder_rule(parents)
+                .or_else(|| self.files.iter().find(|rule| ends_with(&rule.segments, path)))
+        };
+        rule.and_then(|rule| self.patterns.get(rule.at)).map(String::as_str)
     }
 
     /// Whether a folder at this path is never stored: it or a parent matches a folder pattern.
     #[must_use]
     pub fn excluded_dir(&self, path: &str) -> bool {
-        self.in_excluded_dir(path.trim_matches('/'))
+        self.folder_rule(path.trim_matches('/')).is_some()
     }
 
-    /// Whether any folder on this path of folders matches.
-    fn in_excluded_dir(&self, dirs: &str) -> bool {
+    /// The rule that the first excluded folder on this path of folders matches.
+    fn folder_rule(&self, dirs: &str) -> Option<&Rule> {
         if dirs.is_empty() {
-            return false;
+            return None;
         }
         let ends = dirs.match_indices('/').map(|(at, _)| at).chain([dirs.len()]);
         ends.into_iter()
-            .any(|end| self.dirs.iter().any(|pattern| ends_with(pattern, &dirs[..end])))
+            .find_map(|end| self.dirs.iter().find(|rule| ends_with(&rule.segments, &dirs[..end])))
     }
 
     /// Whether the name is one that editors and tools use for files of a moment: swap, backup, lock and temporary files.
@@ -318,6 +341,31 @@ mod tests {
         for dir in ["a", "a/x.log", "a/.env", "", "/", "a/.#x"] {
             assert!(!e.excluded_dir(dir) && !e.local_only_dir(dir), "{dir}");
         }
+    }
+
+    #[test]
+    fn the_pattern_that_excludes_is_named() {
+        let e = Excludes::default();
+        for (path, pattern) in [
+            ("a/node_modules/dist/x", Some("node_modules/**")),
+            ("a/node_modules/", Some("node_modules/**")),
+            ("a/dist/x.log", Some("dist/**")),
+            ("a/x.log", Some("*.log")),
+            ("a/.env", Some(".env*")),
+            ("a/build", None),
+        ] {
+            assert_eq!(e.excluding(path), pattern, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_workspace_adds_to_the_list_and_takes_nothing_away() {
+        let more = Excludes::default()
+            .with(&["*.bin".into(), "docs/out/**".into()])
+            .unwrap();
+        assert!(more.excluded("a/x.bin") && more.excluded("a/docs/out/x") && more.excluded("a/node_modules/x"));
+        assert_eq!(more.excluding("a/x.bin"), Some("*.bin"));
+        assert!(Excludes::default().with(&["!x".into()]).is_err());
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::suggest::nearest;
 pub(crate) const PATH: &str = "workspace.json";
 
 /// All keys. `$schema` is for editors and means nothing here.
-pub(crate) const KEYS: [&str; 11] = [
+pub(crate) const KEYS: [&str; 12] = [
     "$schema",
     "type",
     "port",
@@ -35,13 +35,14 @@ pub(crate) const KEYS: [&str; 11] = [
     "health",
     "idle_stop",
     "root",
+    "exclude",
 ];
 
 /// All keys of `limits`.
 pub(crate) const LIMIT_KEYS: [&str; 5] = ["memory", "cpus", "pids", "app_size", "tmp_size"];
 
 /// Words people use for a key that has another name here; too far apart for a spelling check.
-const OTHER_NAMES: [(&str, &str); 21] = [
+const OTHER_NAMES: [(&str, &str); 23] = [
     ("kind", "type"),
     ("runtime", "type"),
     ("language", "type"),
@@ -63,6 +64,8 @@ const OTHER_NAMES: [(&str, &str); 21] = [
     ("idle_timeout", "idle_stop"),
     ("static", "root"),
     ("static_root", "root"),
+    ("excludes", "exclude"),
+    ("ignore", "exclude"),
 ];
 
 /// The same for the keys of `limits`.
@@ -162,6 +165,8 @@ pub struct WorkspaceFile {
     /// `root`: the folder served by a static app, relative to the workspace, without slashes at its ends; `""` is the
     /// workspace itself.
     pub root: Option<String>,
+    /// `exclude`: patterns beside the host's of what is never stored, each checked.
+    pub exclude: Vec<String>,
     /// Where the values stand, for complaints that need the other files to be made.
     places: BTreeMap<String, Position>,
 }
@@ -211,6 +216,7 @@ fn read(bytes: &[u8]) -> Result<WorkspaceFile, Mistake> {
             "health" => file.health = Some(values::health(value)?),
             "idle_stop" => file.idle_stop = Some(values::idle_stop(value)?),
             "root" => file.root = Some(values::root(value)?),
+            "exclude" => file.exclude = values::exclude(value)?,
             _ => {}
         }
     }

@@ -39,6 +39,8 @@ struct Workspace {
     idle_stop: Option<Idle>,
     /// Static apps: the folder that is served.
     root: Option<String>,
+    /// Patterns, beside the host's, of what is never stored: NAME/** for folders, NAME for files, at any depth.
+    exclude: Option<Vec<String>>,
 }
 
 #[derive(JsonSchema)]

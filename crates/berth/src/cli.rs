@@ -19,8 +19,8 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no such app or image, 4 no daemon answers; \
-`exec` and `run` give the command's own.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no such app, workspace or image, \
+4 no daemon answers, 130 interrupted; `exec` and `run` give the command's own.";
 
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs)]
@@ -49,6 +49,10 @@ pub enum Command {
     Events(Events),
     /// Show the daemon's own state
     Status(Output),
+    /// Bring folders into the bucket as workspaces, without what is never stored; run again, it goes on
+    Import(Import),
+    /// Bring workspaces from the bucket into DIR/NAME; run again, it goes on
+    Export(Export),
     /// Build, list, verify and remove images
     #[command(subcommand)]
     Image(Image),
@@ -171,6 +175,52 @@ pub struct Events {
     pub follow: bool,
     /// Only this app's
     pub name: Option<String>,
+    /// Print JSON, for scripts
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Import {
+    /// The folders; each becomes the workspace of its name
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
+    /// Another name for the one workspace
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub transfer: Transfer,
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Export {
+    /// The workspaces, and last the folder in which each gets a folder of its name
+    #[arg(required = true, value_name = "NAME... DIR")]
+    pub names_and_dir: Vec<String>,
+    /// Every workspace; then only DIR is named
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub transfer: Transfer,
+}
+
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Transfer {
+    /// Leave this out too: `NAME/**` is folders, `NAME` is files, at any depth
+    #[arg(long, value_name = "PATTERN")]
+    pub exclude: Vec<String>,
+    /// Overwrite files that have other content at the destination
+    #[arg(long)]
+    pub force: bool,
+    /// Compare, say what would be done, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Files on their way at once
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: u16,
     /// Print JSON, for scripts
     #[arg(long)]
     pub json: bool,

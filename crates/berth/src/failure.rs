@@ -26,7 +26,7 @@ impl Failure {
         }
     }
 
-    /// There is no such app or image (3).
+    /// There is no such app, workspace or image (3).
     pub fn not_found(message: impl Into<String>) -> Self {
         Self {
             code: 3,

@@ -35,10 +35,10 @@ impl Abilities {
 }
 
 impl Inner {
-    /// Tries every ability; the probes run side by side.
+    /// Tries every ability; the probes run side by side, each to its end, so that one that fails leaves no other's object.
     pub(super) async fn probe(&self) -> Result<Abilities> {
-        let (put, delete, (source, copy)) =
-            futures::try_join!(self.probe_put(), self.probe_delete(), self.probe_copy())?;
+        let (put, delete, copies) = futures::join!(self.probe_put(), self.probe_delete(), self.probe_copy());
+        let (put, delete, (source, copy)) = (put?, delete?, copies?);
         Ok(Abilities {
             conditional_put: put,
             conditional_delete: delete,

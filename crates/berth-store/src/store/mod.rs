@@ -98,6 +98,15 @@ pub enum Feed {
     List,
 }
 
+/// What a client of [`Store::open`] is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reading alone.
+    Read,
+    /// Writing too.
+    Write,
+}
+
 /// The client of one bucket. Clones share connections and the change feed.
 #[derive(Clone)]
 pub struct Store {
@@ -158,6 +167,20 @@ impl Store {
         let inner = Arc::new(inner);
         watch::start(&inner, &cfg, &stop);
         Ok(Store { inner })
+    }
+
+    /// A client for one piece of work: without a change feed, and with nothing in the background. `Read` sends no request
+    /// here and changes nothing, ever; `Write` makes the bucket if it is missing and finds out the server's abilities.
+    ///
+    /// # Errors
+    /// As [`Store::connect`].
+    pub async fn open(cfg: StoreConfig, access: Access) -> Result<Store> {
+        let mut inner = Inner::new(&cfg, Changes::none(), CancellationToken::new())?;
+        if access == Access::Write {
+            inner.ensure_bucket(&cfg.region).await?;
+            inner.abilities = inner.probe().await?;
+        }
+        Ok(Store { inner: Arc::new(inner) })
     }
 
     /// All objects whose key starts with `prefix`, in key order.

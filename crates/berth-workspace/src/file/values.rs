@@ -187,6 +187,23 @@ pub(super) fn hosts(node: &Node) -> Result<Vec<String>, Mistake> {
     Ok(hosts)
 }
 
+pub(super) fn exclude(node: &Node) -> Result<Vec<String>, Mistake> {
+    let Value::Array(items) = &node.value else {
+        let found = node.value.describe();
+        return Err(wrong(
+            node,
+            format!("`exclude` is a list such as [\"*.bin\"], not {found}"),
+        ));
+    };
+    let mut patterns = Vec::new();
+    for item in items {
+        let pattern = text(item, "exclude", "\"*.bin\"")?.to_owned();
+        crate::Excludes::new(std::slice::from_ref(&pattern)).map_err(|error| wrong(item, error.to_string()))?;
+        patterns.push(pattern);
+    }
+    Ok(patterns)
+}
+
 fn host(node: &Node) -> Result<String, Mistake> {
     let given = text(node, "hosts", "\"shop.example.com\"")?;
     let host = given.trim_end_matches('.').to_ascii_lowercase();

@@ -4,9 +4,11 @@ mod apps;
 mod bucket;
 mod images;
 mod logs;
+mod progress;
 mod session;
 mod settings;
 mod table;
+mod transfer;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -29,6 +31,8 @@ pub fn run(command: Command, config: Config, socket: Option<PathBuf>) -> Result<
         // `main` sends it elsewhere.
         Command::Serve => Err(Failure::failed("the daemon is started by `berth serve`")),
         Command::Image(command) => images::run(command, &config),
+        Command::Import(wanted) => transfer::import(&wanted, &config),
+        Command::Export(wanted) => transfer::export(&wanted, &config),
         Command::S3(command) => bucket::run(&command, &config),
         Command::Config(command) => settings::run(&command, &config),
         Command::Completion { shell } => {

@@ -14,6 +14,9 @@ use super::Config;
 /// Where the configuration is looked for when nobody says.
 pub const DEFAULT_FILE: &str = "/etc/berth/berth.toml";
 
+/// The smallest journal that is of any use, bytes.
+const SMALLEST_JOURNAL: u64 = 16 << 20;
+
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -284,6 +287,17 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if let Err(error) = berth_workspace::Excludes::new(&config.mount.exclude) {
         return rule("[mount] exclude", error.to_string());
     }
+    for name in config.mount.workspace.keys() {
+        if let Err(error) = berth_workspace::AppName::parse(name) {
+            return rule("[mount.workspace]", error.to_string());
+        }
+    }
+    if config.mount.journal_max.0 < SMALLEST_JOURNAL {
+        return rule(
+            "[mount] journal_max",
+            "at least 16M is needed: one large save must fit".into(),
+        );
+    }
     for (place, path) in [
         ("[mount] path", &config.mount.path),
         ("[paths] state", &config.paths.state),
@@ -345,6 +359,26 @@ mod tests {
             (7, "env", 2)
         );
         assert!(!config.network.egress);
+    }
+
+    #[test]
+    fn the_knobs_of_the_mount_are_read_and_single_workspaces_may_differ() {
+        let text = "[mount]\nsync = \"journal\"\ncache_mode = \"writes\"\ndrain_timeout = \"5s\"\n\
+                    [mount.workspace.shop]\nsync = \"remote\"\n";
+        let mount = from(text, &[("BERTH_MOUNT_JOURNAL_MAX", "64M")]).unwrap().mount;
+        assert_eq!(
+            (mount.journal_max.0, mount.cache_mode),
+            (64 << 20, crate::config::CacheMode::Writes)
+        );
+        assert_eq!(mount.workspace["shop"].sync, Some(crate::config::Sync::Remote));
+        let error = from("[mount]\nsync = \"disk\"\n", &[]).unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("journal"), "{error}");
+        let error = from("[mount.workspace.My_App]\nsync = \"remote\"\n", &[])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("my-app"), "{error}");
+        let error = from("[mount]\njournal_max = \"1M\"\n", &[]).unwrap_err().to_string();
+        assert!(error.contains("journal_max"), "{error}");
     }
 
     #[test]

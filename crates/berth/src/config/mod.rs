@@ -88,8 +88,49 @@ pub struct MountSection {
     pub path: PathBuf,
     pub exclude: Vec<String>,
     pub local_max: Size,
+    pub cache_mode: CacheMode,
     pub cache_max: Size,
     pub dir_ttl: Span,
+    pub journal_max: Size,
+    pub sync: Sync,
+    pub drain_timeout: Span,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub workspace: BTreeMap<String, WorkspaceMount>,
+}
+
+/// `[mount.workspace.NAME]`: what is different for one workspace.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs)]
+pub struct WorkspaceMount {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sync: Option<Sync>,
+}
+
+/// What `close` and `fsync` wait for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sync {
+    /// The journal on this host's disk.
+    #[default]
+    Journal,
+    /// S3.
+    Remote,
+}
+
+/// Which contents are kept on disk, in the words known from rclone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// None but what is being written.
+    Off,
+    /// What is open for reading and writing at once.
+    Minimal,
+    /// What was written here.
+    Writes,
+    /// What was written or read here.
+    #[default]
+    Full,
 }
 
 /// `[edge]`
@@ -230,7 +271,12 @@ impl Default for MountSection {
                 .collect(),
             local_max: Size(1 << 30),
             cache_max: Size(500 << 20),
+            cache_mode: CacheMode::Full,
             dir_ttl: Span(std::time::Duration::from_secs(60)),
+            journal_max: Size(2 << 30),
+            sync: Sync::Journal,
+            drain_timeout: Span(std::time::Duration::from_secs(30)),
+            workspace: BTreeMap::new(),
         }
     }
 }
