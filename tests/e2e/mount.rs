@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use berth_harness::Daemon;
+use berth_harness::{Daemon, Options};
 
 const BERTH: &str = env!("CARGO_BIN_EXE_berth");
 
@@ -129,4 +129,20 @@ fn a_mapped_file_a_sparse_one_and_a_large_one_read_as_written() {
     let by_s3 = daemon.rclone(&["md5sum", "b:big/sparse"]);
     let local = sh(&work, "md5sum sparse");
     assert_eq!(by_s3.split_whitespace().next(), local.split_whitespace().next());
+}
+
+#[test]
+fn what_is_set_for_the_mount_reaches_the_mount() {
+    let lines = ["journal_max = \"64M\"", "[mount.workspace.careful]\nsync = \"remote\""];
+    let mut daemon = Daemon::with(
+        BERTH,
+        Options {
+            lines: lines.map(|line| ("mount", line.to_owned())).into(),
+            ..Options::default()
+        },
+    );
+    let status: serde_json::Value = serde_json::from_str(&daemon.berth(&["status", "--json"]).stdout).unwrap();
+    assert_eq!(status["journal"]["max"], 64 << 20, "{status}");
+    daemon.save("careful/a.txt", "x");
+    daemon.stop();
 }

@@ -5,42 +5,32 @@
 //! goes on. Links come after all files and folders, so that no file is ever written through a link; the bits and times of
 //! folders come last, because everything else changes them.
 
+mod fetch;
+mod place;
+
 use std::{
     cell::RefCell,
-    fs::{self, File, FileTimes, Permissions},
-    io,
-    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
+    fs, io,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::SystemTime,
+    sync::atomic::AtomicU64,
 };
 
-use berth_store::{ObjectInfo, Store, StoreError};
+use berth_store::{ObjectInfo, Store};
 use berth_workspace::{EntryKind, Excludes};
+use fetch::Fetching;
 use futures::{StreamExt, TryStreamExt, stream};
-use nix::{
-    errno::Errno,
-    fcntl::{AT_FDCWD, Flock, FlockArg},
-    sys::{
-        stat::{UtimensatFlags, utimensat},
-        time::TimeSpec,
-    },
-};
 use parking_lot::Mutex;
+use place::{finish, make_folders};
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     Options, TransferError, Watch,
     bucket::{self, Bucket},
-    content::{self, CompareError, Verdict, blocking},
-    import::{MEMORY, PARTS},
+    content::{self, CompareError, blocking},
+    import::MEMORY,
     plan::{self, Wanted, WantedKind},
     report::{Difference, Failed, LeftOut, Report, WorkspaceReport},
-    retry::{Trouble, patiently, until},
+    retry::Trouble,
     scan::{Scan, Scope, scan},
 };
 
@@ -48,8 +38,6 @@ use crate::{
 const STAGING: &str = ".berth-export.partial";
 /// Workspaces looked at at once.
 const WORKSPACES: usize = 8;
-/// How often an object that is overwritten meanwhile, or that came damaged, is fetched anew.
-const FETCHES: u32 = 3;
 
 /// What is exported, and where to.
 #[derive(Debug, Clone)]
@@ -324,17 +312,6 @@ impl Wanted {
     }
 }
 
-/// What all files on their way share.
-struct Fetching<'a> {
-    store: &'a Store,
-    watch: Watch<'a>,
-    /// Cancelled with the transfer, and when no file would fare better.
-    cancel: CancellationToken,
-    memory: Semaphore,
-    number: AtomicU64,
-    stopped: Mutex<Option<StoreError>>,
-}
-
 async fn fetch_all(
     store: &Store,
     prepared: &mut [Prepared],
@@ -399,292 +376,4 @@ async fn fetch_all(
         finish(target, plan, same, scan, whole, report).await?;
     }
     Ok(())
-}
-
-/// Makes the folders, and the one for unfinished files, which is emptied and locked.
-async fn make_folders(target: &Path, plan: &plan::Export) -> Result<Flock<File>, TransferError> {
-    let folders = plan.wanted.iter().filter(|(_, wanted)| wanted.kind == WantedKind::Dir);
-    let folders: Vec<PathBuf> = folders.map(|(path, _)| target.join(path)).collect();
-    let staging = target.join(STAGING);
-    let target = target.to_owned();
-    let made = tokio::task::spawn_blocking(move || {
-        let failed = |path: &Path, source| TransferError::Make {
-            path: path.to_owned(),
-            source,
-        };
-        fs::create_dir_all(&target).map_err(|error| failed(&target, error))?;
-        let lock = lock(&staging).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => TransferError::Busy { path: target.clone() },
-            _ => failed(&staging, error),
-        })?;
-        // Parents come before what is in them.
-        for folder in folders {
-            match fs::create_dir(&folder) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(&folder, error)),
-                _ => {}
-            }
-        }
-        Ok(lock)
-    });
-    made.await.map_err(|error| TransferError::Make {
-        path: PathBuf::new(),
-        source: io::Error::other(error),
-    })?
-}
-
-fn lock(staging: &Path) -> io::Result<Flock<File>> {
-    match fs::create_dir(staging) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    let locked = Flock::lock(File::open(staging)?, FlockArg::LockExclusiveNonblock);
-    let lock = locked.map_err(|(_, errno)| io::Error::from(errno))?;
-    for leftover in fs::read_dir(staging)? {
-        fs::remove_file(leftover?.path())?;
-    }
-    Ok(lock)
-}
-
-/// Links, bits and times; then the folder for unfinished files goes.
-async fn finish(
-    target: &Path,
-    plan: &plan::Export,
-    same: &[String],
-    scan: &Scan,
-    whole: bool,
-    report: &mut WorkspaceReport,
-) -> Result<(), TransferError> {
-    let mut work: Vec<(PathBuf, Wanted, bool)> = Vec::new();
-    let is_link = |wanted: &Wanted| matches!(wanted.kind, WantedKind::Symlink(_));
-    let links = plan.wanted.iter().filter(|(_, wanted)| is_link(wanted));
-    let files = same.iter().filter_map(|path| Some((path, plan.wanted.get(path)?)));
-    let folders = plan
-        .wanted
-        .iter()
-        .rev()
-        .filter(|(_, wanted)| wanted.kind == WantedKind::Dir);
-    for (path, wanted) in links.chain(files).chain(folders) {
-        work.push((target.join(path), wanted.clone(), scan.entries.contains_key(path)));
-    }
-    let staging = target.join(STAGING);
-    let root = target.to_owned();
-    let done = blocking(move || {
-        let mut failed = Vec::new();
-        for (path, wanted, _) in work.into_iter().filter(|_| whole) {
-            let made = match &wanted.kind {
-                WantedKind::Symlink(to) => link(&staging, to, &path, wanted.mtime),
-                _ => dress(&path, &wanted),
-            };
-            if let Err(error) = made {
-                failed.push((path, error.to_string()));
-            }
-        }
-        fs::remove_dir_all(&staging)?;
-        // Names too are on disk when this is told to be done.
-        nix::unistd::syncfs(File::open(&root)?)?;
-        Ok(failed)
-    });
-    let failed = done.await.map_err(|source| TransferError::Make {
-        path: target.to_owned(),
-        source,
-    })?;
-    report.failed.extend(failed.into_iter().map(|(path, why)| Failed {
-        path: path.strip_prefix(target).unwrap_or(&path).display().to_string(),
-        why,
-    }));
-    Ok(())
-}
-
-/// A link that replaces what has its name, unless it points there already.
-fn link(staging: &Path, to: &str, path: &Path, mtime: Option<SystemTime>) -> io::Result<()> {
-    if !fs::read_link(path).is_ok_and(|there| there == Path::new(to)) {
-        let fresh = staging.join("link");
-        std::os::unix::fs::symlink(to, &fresh)?;
-        fs::rename(&fresh, path)?;
-    }
-    let Some(mtime) = mtime else { return Ok(()) };
-    let since = mtime.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let time = TimeSpec::from_duration(since);
-    utimensat(AT_FDCWD, path, &time, &time, UtimensatFlags::NoFollowSymlink)?;
-    Ok(())
-}
-
-/// Bits and time of a file or folder.
-fn dress(path: &Path, wanted: &Wanted) -> io::Result<()> {
-    let flags = nix::fcntl::OFlag::O_NOFOLLOW.bits();
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    dress_open(&file, wanted)
-}
-
-fn dress_open(file: &File, wanted: &Wanted) -> io::Result<()> {
-    file.set_permissions(Permissions::from_mode(wanted.mode))?;
-    match wanted.mtime {
-        Some(mtime) => file.set_times(FileTimes::new().set_modified(mtime)),
-        None => Ok(()),
-    }
-}
-
-impl Fetching<'_> {
-    /// One file; gives its size.
-    async fn file(&self, workspace: &Prepared, path: &str) -> Result<u64, Trouble> {
-        let Some(wanted) = workspace.plan.wanted.get(path) else {
-            return Err(Trouble::CalledOff);
-        };
-        let staged = workspace
-            .target
-            .join(STAGING)
-            .join(self.number.fetch_add(1, Ordering::Relaxed).to_string());
-        let done = self.fetch(workspace, path, wanted.clone(), &staged).await;
-        if done.is_err() {
-            let _ = blocking(move || fs::remove_file(staged)).await;
-        }
-        match done {
-            Ok(size) => {
-                self.watch.tally.file_done();
-                Ok(size)
-            }
-            Err(Trouble::All(error)) => {
-                self.stopped.lock().get_or_insert(error);
-                self.cancel.cancel();
-                Err(Trouble::CalledOff)
-            }
-            Err(other) => Err(other),
-        }
-    }
-
-    async fn fetch(&self, workspace: &Prepared, path: &str, mut wanted: Wanted, staged: &Path) -> Result<u64, Trouble> {
-        for _ in 0..FETCHES {
-            let Some(object) = wanted.object().cloned() else {
-                return Err(Trouble::CalledOff);
-            };
-            let mib = u32::try_from(object.size.div_ceil(1024 * 1024)).unwrap_or(u32::MAX);
-            let room = self.memory.acquire_many(mib.clamp(1, (PARTS * 8) as u32));
-            let Some(room) = self.cancel.run_until_cancelled(room).await else {
-                return Err(Trouble::CalledOff);
-            };
-            // The semaphore is never closed.
-            let _room = room.map_err(|_| Trouble::CalledOff)?;
-            match self.into_staging(&object, staged).await? {
-                Staged::Whole(file) => {
-                    let (staged, target) = (staged.to_owned(), workspace.target.join(path));
-                    let placed = blocking(move || {
-                        dress_open(&file, &wanted)?;
-                        file.sync_all()?;
-                        fs::rename(staged, target)
-                    });
-                    placed.await.map_err(unwritable)?;
-                    return Ok(object.size);
-                }
-                Staged::Damaged => {}
-                Staged::Overwritten => {
-                    let head = until(&self.cancel, patiently(|| self.store.head(&object.key))).await?;
-                    let Some(now) = head else {
-                        return Err(Trouble::File("was removed from the bucket meanwhile".into()));
-                    };
-                    wanted.mtime = Some(workspace.bucket.mtime(path, &now));
-                    wanted.kind = WantedKind::File(now);
-                }
-            }
-            self.watch
-                .tally
-                .undone(object.size.min(self.watch.tally.progress().bytes_done));
-        }
-        Err(Trouble::File(
-            "did not come whole, or is overwritten all the time; run the same command again".into(),
-        ))
-    }
-
-    /// Fetches one version of an object into a file and compares it with the checksum.
-    async fn into_staging(&self, object: &ObjectInfo, staged: &Path) -> Result<Staged, Trouble> {
-        let path = staged.to_owned();
-        let made = blocking(move || {
-            File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(path)
-        });
-        let file = Arc::new(made.await.map_err(unwritable)?);
-        let part = content::part_size(object.size);
-        let offsets = (0..object.size.div_ceil(part)).map(|number| number * part);
-        let fetched = stream::iter(offsets).map(|offset| {
-            let file = Arc::clone(&file);
-            async move {
-                let range = offset..object.size.min(offset + part);
-                let whole = range.end - range.start == object.size;
-                let got = patiently(|| async {
-                    match whole {
-                        true => self.store.get_if(&object.key, &object.etag).await,
-                        false => self.store.get_range_if(&object.key, &object.etag, range.clone()).await,
-                    }
-                });
-                let Some(got) = self.cancel.run_until_cancelled(got).await else {
-                    return Err(Trouble::CalledOff);
-                };
-                let body = match got {
-                    Ok(body) => body,
-                    Err(error) if error.is_conflict() || error.is_no_such_key() => return Ok(false),
-                    Err(error) => return Err(error.into()),
-                };
-                self.watch.tally.moved(body.len() as u64);
-                blocking(move || file.write_all_at(&body, offset))
-                    .await
-                    .map_err(unwritable)?;
-                Ok(true)
-            }
-        });
-        let current: Vec<bool> = fetched.buffer_unordered(PARTS).try_collect().await?;
-        if current.contains(&false) {
-            return Ok(Staged::Overwritten);
-        }
-        self.check(object, file).await
-    }
-
-    /// Compares what is in the file now with the object.
-    async fn check(&self, object: &ObjectInfo, file: Arc<File>) -> Result<Staged, Trouble> {
-        let (size, etag, handle) = (object.size, object.etag.clone(), Arc::clone(&file));
-        let judged = blocking(move || {
-            let whole = handle.metadata()?.len() == size;
-            Ok((whole, content::judge(&handle, size, &etag)?))
-        });
-        match judged.await.map_err(unwritable)? {
-            (false, _) => Ok(Staged::Damaged),
-            (true, Verdict::Same) => Ok(Staged::Whole(file)),
-            // The ETag is no checksum that we know: the object is read once more.
-            (true, Verdict::Unknown) => {
-                let compared = content::same_bytes(self.store, object, Arc::clone(&file));
-                match self.cancel.run_until_cancelled(compared).await {
-                    None => Err(Trouble::CalledOff),
-                    Some(Ok(true)) => Ok(Staged::Whole(file)),
-                    Some(Ok(false)) => Ok(Staged::Damaged),
-                    Some(Err(CompareError::Store(error))) if error.is_conflict() => Ok(Staged::Overwritten),
-                    Some(Err(CompareError::Store(error))) => Err(error.into()),
-                    Some(Err(CompareError::File(error))) => Err(unwritable(error)),
-                }
-            }
-        }
-    }
-}
-
-/// A file that was fetched.
-enum Staged {
-    Whole(Arc<File>),
-    /// Its bytes are not the object's.
-    Damaged,
-    /// The object is another version now, or gone.
-    Overwritten,
-}
-
-fn unwritable(error: io::Error) -> Trouble {
-    let full = error
-        .raw_os_error()
-        .is_some_and(|code| Errno::from_raw(code) == Errno::ENOSPC);
-    let hint = if full {
-        "; make room and run the same command again"
-    } else {
-        ""
-    };
-    Trouble::File(format!("cannot be written: {error}{hint}"))
 }

@@ -9,6 +9,7 @@ mod values;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
+pub use berth_mount::{CacheMode, Sync};
 pub use load::load;
 use serde::{Deserialize, Serialize};
 pub use values::{Size, Span};
@@ -105,32 +106,6 @@ pub struct MountSection {
 pub struct WorkspaceMount {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sync: Option<Sync>,
-}
-
-/// What `close` and `fsync` wait for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Sync {
-    /// The journal on this host's disk.
-    #[default]
-    Journal,
-    /// S3.
-    Remote,
-}
-
-/// Which contents are kept on disk, in the words known from rclone.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CacheMode {
-    /// None but what is being written.
-    Off,
-    /// What is open for reading and writing at once.
-    Minimal,
-    /// What was written here.
-    Writes,
-    /// What was written or read here.
-    #[default]
-    Full,
 }
 
 /// `[edge]`

@@ -11,7 +11,7 @@ use berth_console::{DaemonStatus, S3Status};
 use berth_edge::{Apps, Edge, EdgeConfig};
 use berth_host::{Host, HostConfig, HostParts, InstallEnv};
 use berth_image::ImageStore;
-use berth_mount::{CacheMode, Mount, MountConfig};
+use berth_mount::{Mount, MountConfig};
 use berth_sandbox::{Limits, Network, NetworkConfig, Spawner};
 use berth_store::{EmbeddedConfig, EmbeddedServer, Hints, Store, StoreConfig};
 use berth_sys::netns::SocketFactory;
@@ -200,40 +200,38 @@ fn configured_keys(config: &Config) -> Option<(String, String)> {
     Some((config.s3.access_key.clone()?, config.s3.secret_key.clone()?))
 }
 
-/// The most disk that saves on their way to S3 may take.
-const JOURNAL_MAX: u64 = 2 << 30;
-/// How long the end of the daemon waits for S3; the rest stays in the journal.
-const DRAIN: Duration = Duration::from_secs(30);
-
 /// The mount, after a dead one of a killed daemon has been cleared away.
 pub async fn mount(config: &Config, store: Store, parts: &mut Parts) -> Result<(), Failure> {
     let path = &config.mount.path;
     if berth_mount::clear_stale(path).map_err(|error| Failure::from_error(&error))? {
         tracing::info!("a dead mount of an earlier daemon on {} was cleared", path.display());
     }
-    let mount = Mount::start(
-        MountConfig {
-            mountpoint: path.clone(),
-            excludes: excludes(config)?,
-            local_max: config.mount.local_max.0,
-            cache_mode: CacheMode::default(),
-            cache_max: config.mount.cache_max.0,
-            dir_ttl: config.mount.dir_ttl.0,
-            cache_dir: config.paths.state.join("cache"),
-            journal_dir: journal_dir(config),
-            journal_max: JOURNAL_MAX,
-            sync: berth_mount::Sync::Journal,
-            sync_of: std::collections::BTreeMap::new(),
-            drain_timeout: DRAIN,
-            uid: 0,
-            gid: 0,
-        },
-        store,
-    )
-    .await
-    .map_err(|error| Failure::from_error(&error))?;
+    let mount = Mount::start(mount_config(config)?, store)
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
     parts.mount = Some(Arc::new(mount));
     Ok(())
+}
+
+fn mount_config(config: &Config) -> Result<MountConfig, Failure> {
+    let wanted = &config.mount;
+    let own = wanted.workspace.iter();
+    Ok(MountConfig {
+        mountpoint: wanted.path.clone(),
+        excludes: excludes(config)?,
+        local_max: wanted.local_max.0,
+        cache_mode: wanted.cache_mode,
+        cache_max: wanted.cache_max.0,
+        dir_ttl: wanted.dir_ttl.0,
+        cache_dir: config.paths.state.join("cache"),
+        journal_dir: journal_dir(config),
+        journal_max: wanted.journal_max.0,
+        sync: wanted.sync,
+        sync_of: own.filter_map(|(name, own)| Some((name.clone(), own.sync?))).collect(),
+        drain_timeout: wanted.drain_timeout.0,
+        uid: 0,
+        gid: 0,
+    })
 }
 
 /// One journal for each bucket: what was saved for one must never go to another.
@@ -405,4 +403,37 @@ pub fn status_source(
         };
         status
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use berth_mount::{CacheMode, Sync};
+
+    use super::*;
+    use crate::config::{Size, Span, WorkspaceMount};
+
+    #[test]
+    fn every_knob_of_the_mount_reaches_the_mount() {
+        let mut config = Config::default();
+        let mount = &mut config.mount;
+        mount.local_max = Size(1);
+        mount.cache_max = Size(2);
+        mount.journal_max = Size(3);
+        mount.cache_mode = CacheMode::Writes;
+        mount.dir_ttl = Span(Duration::from_secs(4));
+        mount.drain_timeout = Span(Duration::from_secs(5));
+        mount.sync = Sync::Remote;
+        let own = [("lax", Some(Sync::Journal)), ("plain", None)];
+        mount.workspace = own
+            .map(|(name, sync)| (name.to_owned(), WorkspaceMount { sync }))
+            .into();
+        let given = mount_config(&config).unwrap();
+        assert_eq!((given.local_max, given.cache_max, given.journal_max), (1, 2, 3));
+        assert_eq!((given.cache_mode, given.sync), (CacheMode::Writes, Sync::Remote));
+        assert_eq!((given.dir_ttl.as_secs(), given.drain_timeout.as_secs()), (4, 5));
+        assert_eq!(given.sync_of, [("lax".to_owned(), Sync::Journal)].into());
+    }
 }
