@@ -82,7 +82,7 @@ impl Fetching<'_> {
             };
             // The semaphore is never closed.
             let _room = room.map_err(|_| Trouble::CalledOff)?;
-            match self.into_staging(&object, staged).await? {
+            match self.stage(&object, staged).await? {
                 Staged::Whole(file) => {
                     let (staged, target) = (staged.to_owned(), workspace.target.join(path));
                     let placed = blocking(move || {
@@ -113,7 +113,7 @@ impl Fetching<'_> {
     }
 
     /// Fetches one version of an object into a file and compares it with the checksum.
-    async fn into_staging(&self, object: &ObjectInfo, staged: &Path) -> Result<Staged, Trouble> {
+    async fn stage(&self, object: &ObjectInfo, staged: &Path) -> Result<Staged, Trouble> {
         let path = staged.to_owned();
         let made = blocking(move || {
             File::options()
