@@ -130,9 +130,9 @@ fn is_mounted(folder: &Path, mount: &Path) -> bool {
 fn is_berths(mount: &Path) -> bool {
     let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let fields = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let at_it = fields.filter(|fields| fields.get(1).is_some_and(|at| Path::new(at) == mount));
+    let mut at_it = fields.filter(|fields| fields.get(1).is_some_and(|at| Path::new(at) == mount));
     at_it
-        .last()
+        .next_back()
         .is_some_and(|fields| fields.iter().take(3).any(|field| field.contains("berth")))
 }
 
