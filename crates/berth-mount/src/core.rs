@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use crate::{
     MountConfig,
     cache::{CHUNK, Contents, FetchError},
+    doubts::Doubts,
     draft::Draft,
     file::{Base, Body, File},
     handles::{Handles, OpenDir},
@@ -41,6 +42,7 @@ pub(crate) struct Core {
     pub(crate) unsaved: Unsaved,
     pub(crate) intents: Intents,
     pub(crate) readers: Readers,
+    pub(crate) doubts: Doubts,
     pub(crate) index: IndexWriter,
     pub(crate) budget: Arc<LocalBudget>,
     pub(crate) kernel: KernelNotices,
@@ -72,6 +74,7 @@ impl Core {
             unsaved: Unsaved::default(),
             intents: Intents::new(journal),
             readers: Readers::default(),
+            doubts: Doubts::default(),
             index: IndexWriter::default(),
             kernel,
             unshown: Record::default(),

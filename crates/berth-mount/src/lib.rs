@@ -26,6 +26,7 @@ mod cache;
 mod core;
 mod crash;
 mod described;
+mod doubts;
 mod draft;
 mod file;
 #[cfg(test)]

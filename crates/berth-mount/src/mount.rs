@@ -97,6 +97,7 @@ impl Mount {
         let tasks = vec![
             tokio::spawn(core.clone().tend()),
             tokio::spawn(core.clone().sync()),
+            tokio::spawn(core.clone().settle_doubts()),
             tokio::spawn(IndexWriter::tend(core.clone())),
             tokio::spawn(core.clone().follow(feed)),
         ];

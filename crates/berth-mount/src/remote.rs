@@ -60,9 +60,7 @@ impl Core {
                 Ok(change) => self.on_change(change).await,
                 Err(RecvError::Lagged(missed)) => {
                     tracing::info!(missed, "the change feed ran over; listing the bucket again");
-                    if let Err(error) = self.relist().await {
-                        tracing::warn!(%error, "cannot list the bucket; changes made elsewhere may show late");
-                    }
+                    self.relist().await;
                 }
                 Err(RecvError::Closed) => return,
             }
@@ -151,15 +149,35 @@ impl Core {
                 match answer {
                     Ok(Some(info)) => self.place(&mut tree, &info, &mut notices),
                     Ok(None) => self.displace(&mut tree, key, &mut notices),
-                    Err(error) => tracing::warn!(key, %error, "cannot look up a change made elsewhere"),
+                    Err(error) => {
+                        tracing::info!(key, %error, "cannot look up a change made elsewhere; tried again");
+                        self.doubts.add(key);
+                    }
                 }
             }
             return self.tell(notices);
         }
+        // Written here all the time.
+        self.doubts.add(key);
     }
 
-    /// Compares the whole bucket with the tree.
-    async fn relist(self: &Arc<Self>) -> Result<(), StoreError> {
+    /// Looks at a key whose last look failed.
+    pub(crate) async fn look_again(self: &Arc<Self>, key: &str) {
+        match index::workspace_of_key(key) {
+            Some(app) => self.read_index(app).await,
+            None => self.reconcile(key).await,
+        }
+    }
+
+    /// Compares the whole bucket with the tree; tried again later if that fails.
+    pub(crate) async fn relist(self: &Arc<Self>) {
+        if let Err(error) = self.try_relist().await {
+            tracing::warn!(%error, "cannot list the bucket; changes made elsewhere show late");
+            self.doubts.add_all();
+        }
+    }
+
+    async fn try_relist(self: &Arc<Self>) -> Result<(), StoreError> {
         let objects: HashMap<String, ObjectInfo> = self
             .store
             .list("")
@@ -190,10 +208,16 @@ impl Core {
 
     async fn on_index_change(self: &Arc<Self>, app: &str, change: &Change) {
         // A removed index says nothing: it goes with its workspace, and whoever still has one writes it again.
-        if let Change::Put(info) = change
-            && let Err(error) = self.index.read(self, app).await
-        {
-            tracing::warn!(key = info.key, %error, "cannot read an index that was changed elsewhere");
+        if matches!(change, Change::Put(_)) {
+            self.read_index(app).await;
+        }
+    }
+
+    async fn read_index(&self, app: &str) {
+        if let Err(error) = self.index.read(self, app).await {
+            let key = index::key(app);
+            tracing::info!(key, %error, "cannot read an index that was changed elsewhere; tried again");
+            self.doubts.add(&key);
         }
     }
 

@@ -304,7 +304,12 @@ impl Core {
                 return Ok(());
             }
             let Some(file) = tree.find(&job.key).and_then(|ino| tree.file(ino).ok()) else {
+                // It was moved aside: what we have of it is an editor's backup, and the name is theirs.
                 self.intents.finish(job, Some(&theirs.etag));
+                self.intents.keeps_for_backup(&job.key, None);
+                let mut notices = Vec::new();
+                self.place(&mut tree, theirs, &mut notices);
+                self.tell(notices);
                 return Ok(());
             };
             self.admit(SMALL)?;
