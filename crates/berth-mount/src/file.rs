@@ -260,7 +260,7 @@ impl FileState {
         let Some(used) = &mut self.used else { return };
         used.pinned = None;
         let held = used.held.clone();
-        if used.version == 0 && used.seq == 0 && held.is_none() {
+        if used.version == 0 && used.seq == 0 && held.is_none() && used.backup_of.is_none() {
             self.used = None;
         }
         if self.version != self.kept || self.is_local() {

@@ -400,6 +400,7 @@ fn a_backup_rename_never_leaves_s3_without_the_file() {
     wait_for("the old name goes", || f.text("app/x").is_none());
     assert_eq!(f.text("app/y").as_deref(), Some("new"));
     fs::rename(f.path("app/y"), f.path("app/y~")).unwrap();
+    assert_eq!(fs::read_to_string(f.path("app/y~")).unwrap(), "new");
     fs::remove_file(f.path("app/y~")).unwrap();
     wait_for("removed with its backup", || f.text("app/y").is_none());
 }
