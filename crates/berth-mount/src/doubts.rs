@@ -1,7 +1,8 @@
 //! What S3 could not be asked about: asked again until it answers.
 //!
 //! A change made elsewhere is told once. If the look at what it means fails, because S3 is away or slow, the name would be
-//! shown wrong for ever; so its key is noted here, and a task of the mount asks again, at a growing pace.
+//! shown wrong for ever; so its key is noted here, and a task of the mount asks again, at a growing pace. So it is with a
+//! change at a key where something of ours is on its way, which may be given up before it is sent.
 
 use std::{
     collections::HashSet,
@@ -52,16 +53,14 @@ impl Core {
         let mut pause = PAUSE;
         while !self.ended.load(Ordering::Relaxed) {
             tokio::time::sleep(pause).await;
-            if self.doubts.is_empty() {
-                pause = PAUSE;
-                continue;
-            }
             if self.doubts.all.swap(false, Ordering::Relaxed) {
                 self.relist().await;
             }
+            // Where something of ours is wanted, the request that comes meets what is there; unless it is given up.
             let keys = mem::take(&mut *self.doubts.keys.lock());
+            let (wait, ask): (HashSet<_>, HashSet<_>) = keys.into_iter().partition(|key| self.intents.view(key).wanted);
             let core = &self;
-            futures::stream::iter(keys)
+            futures::stream::iter(ask)
                 .for_each_concurrent(8, |key| async move { core.look_again(&key).await })
                 .await;
             pause = if self.doubts.is_empty() {
@@ -69,6 +68,7 @@ impl Core {
             } else {
                 MAX_PAUSE.min(pause * 2)
             };
+            self.doubts.keys.lock().extend(wait);
         }
     }
 }

@@ -4,7 +4,11 @@
 //! bytes; the kernel is told to forget the name. Our own writes come back in the feed too: their ETag is known already, or
 //! they are looked up again once the upload in flight has ended. A feed that lost changes is answered by a new listing.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
 
 use berth_store::{Change, ObjectInfo, StoreError};
 use berth_workspace::index;
@@ -21,6 +25,8 @@ use crate::{
     unshown::{Why, classify},
 };
 
+/// How long an own request is waited for before one looks whether the mount is still there.
+const ECHO: Duration = Duration::from_secs(1);
 /// Everything below is Berth's own.
 const HIDDEN: &str = ".berth";
 
@@ -87,7 +93,12 @@ impl Core {
                 let core = self.clone();
                 self.rt.spawn(async move {
                     let key = change.key();
-                    core.intents.wait_idle(key).await;
+                    // It never ends where the mount ended meanwhile.
+                    while tokio::time::timeout(ECHO, core.intents.wait_idle(key)).await.is_err() {
+                        if core.ended.load(Ordering::Relaxed) {
+                            return;
+                        }
+                    }
                     if !core.is_known(&change) {
                         core.reconcile(key).await;
                     }
@@ -95,8 +106,8 @@ impl Core {
                 return;
             }
             if view.wanted {
-                // The request that comes will meet it, and settle it.
-                return;
+                // The request that comes will meet it, and settle it; if it comes.
+                return self.doubts.add(key);
             }
             match &change {
                 Change::Put(info) => self.place(&mut tree, info, &mut notices),
