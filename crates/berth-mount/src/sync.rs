@@ -406,6 +406,8 @@ impl Core {
                         "was renamed here and changed elsewhere in the same moment; theirs keeps the old name"
                     );
                     self.intents.finish(job, None);
+                    // Somebody else's file may have the name.
+                    self.doubts.add(&job.key);
                     if let Some(file) = file {
                         self.displace_file(&mut tree, file.ino, &mut notices);
                     }
