@@ -218,7 +218,10 @@ impl IndexWriter {
         let key = index::key(app);
         // As with objects: S3 must not be told what a killed process would not know any more.
         core.commit(mark)?;
-        let index = derived.index.filter(|index| !index.entries.is_empty());
+        // One that says nothing any more stays, empty, as long as its workspace: a host that knew it must hear that what it
+        // said is no longer so, and of an object that is gone it could only think that it is to be written again.
+        let known = written.etag.is_some() || written.doubtful;
+        let index = derived.index.filter(|index| known || !index.entries.is_empty());
         let bytes = index.as_ref().map(WorkspaceIndex::to_bytes);
         if bytes != written.bytes || written.doubtful {
             if written.foreign {

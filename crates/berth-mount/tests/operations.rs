@@ -381,7 +381,7 @@ fn a_backup_rename_never_leaves_s3_without_the_file() {
     }
     // The backup is in memory alone: S3 keeps what it was made from for as long as it is there, and the mount shows it once.
     fs::rename(f.path("app/x"), f.path("app/x~")).unwrap();
-    assert_eq!(f.mount().pending().count, 0);
+    wait_for("nothing is pending", || f.mount().pending().count == 0);
     assert_eq!(f.text("app/x").as_deref(), Some("new"));
     let names = || -> Vec<_> {
         fs::read_dir(f.path("app"))
@@ -414,7 +414,7 @@ fn a_backup_gives_way_when_its_name_is_saved_elsewhere() {
         fs::read_to_string(f.path("app/x")).is_ok_and(|text| text == "theirs")
     });
     fs::remove_file(f.path("app/x~")).unwrap();
-    assert_eq!(f.mount().pending().count, 0);
+    wait_for("nothing is pending", || f.mount().pending().count == 0);
     assert_eq!(f.text("app/x").as_deref(), Some("theirs"));
 }
 
