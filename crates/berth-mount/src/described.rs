@@ -3,21 +3,18 @@
 //! What the journal has about a path is newer and is left alone. An index may come before what it describes: what it says of
 //! files and workspaces without an object is noted ([`crate::index::IndexWriter`]) and applied when they are there.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use berth_workspace::index::{self, EntryKind, WorkspaceIndex};
+use berth_workspace::index::{self, EntryKind, SLACK, WorkspaceIndex, from_nanos};
 
 use crate::{
     core::{Core, Shape},
     file::Attachment,
-    index::{from_nanos, is_file},
+    index::is_file,
     kernel::Notice,
     tree::{DIR_PERM, FILE_PERM, Ino, Look, Node, Owner, ROOT, Times, Tree},
     unshown::classify,
 };
-
-/// An index may be written this much before the last object it describes (clocks of whole seconds).
-const SLACK: Duration = Duration::from_secs(2);
 
 impl Core {
     pub(crate) fn show_index(&self, app: &str, index: &WorkspaceIndex, written: SystemTime) {

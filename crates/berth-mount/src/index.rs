@@ -16,11 +16,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use berth_store::{Precondition, StoreError};
-use berth_workspace::index::{self, EntryKind, IndexEntry, WorkspaceIndex};
+use berth_workspace::index::{self, EntryKind, IndexEntry, WorkspaceIndex, to_nanos};
 use fuser::Errno;
 use parking_lot::Mutex;
 
@@ -71,7 +71,8 @@ struct Derived {
     index: Option<WorkspaceIndex>,
     /// The workspace's folder, if it has neither object nor marker and would vanish.
     needs_marker: Option<Ino>,
-    dirs: Vec<(Ino, bool)>,
+    /// Its folders, and their paths within it.
+    dirs: Vec<(Ino, String)>,
 }
 
 impl IndexWriter {
@@ -194,13 +195,6 @@ impl IndexWriter {
                         index.entries.entry(path.clone()).or_insert_with(|| entry.clone());
                     }
                 }
-                for (ino, indexed) in &mut derived.dirs {
-                    let path = tree.key(*ino).unwrap_or_default();
-                    *indexed |= path
-                        .strip_prefix(app)
-                        .and_then(|path| path.strip_prefix('/'))
-                        .is_some_and(|path| index.entries.contains_key(path));
-                }
             }
             if let Some(ino) = derived.needs_marker {
                 let mut steps = Vec::new();
@@ -260,9 +254,9 @@ impl IndexWriter {
             written.doubtful = false;
         }
         let mut tree = core.tree.lock();
-        for (ino, indexed) in derived.dirs {
+        for (ino, path) in derived.dirs {
             if let Ok(dir) = tree.dir_mut(ino) {
-                dir.indexed = indexed;
+                dir.indexed = index.as_ref().is_some_and(|index| index.entries.contains_key(&path));
             }
         }
         drop(tree);
@@ -342,7 +336,7 @@ fn derive(tree: &Tree, app: &str) -> Derived {
     derived
 }
 
-fn walk(tree: &Tree, ino: Ino, path: &mut String, index: &mut WorkspaceIndex, dirs: &mut Vec<(Ino, bool)>) {
+fn walk(tree: &Tree, ino: Ino, path: &mut String, index: &mut WorkspaceIndex, dirs: &mut Vec<(Ino, String)>) {
     let Ok(inode) = tree.get(ino) else { return };
     if inode.local {
         return;
@@ -353,7 +347,7 @@ fn walk(tree: &Tree, ino: Ino, path: &mut String, index: &mut WorkspaceIndex, di
         index.entries.insert(path.clone(), entry);
     }
     let Node::Dir(dir) = &inode.node else { return };
-    dirs.push((ino, index.entries.contains_key(path)));
+    dirs.push((ino, path.clone()));
     for (name, child) in &dir.children {
         let len = path.len();
         if len > 0 {
@@ -386,23 +380,6 @@ pub(crate) fn entry_of(tree: &Tree, ino: Ino) -> Option<IndexEntry> {
     entry.gid = inode.owner.map(|owner| owner.gid);
     let says = entry.mode.is_some() || entry.mtime_ns.is_some() || entry.uid.is_some();
     (always || says).then_some(entry)
-}
-
-/// Nanoseconds since 1970; times too far away are cut to what fits.
-pub(crate) fn to_nanos(time: SystemTime) -> i64 {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
-        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |n| -n),
-    }
-}
-
-pub(crate) fn from_nanos(nanos: i64) -> SystemTime {
-    let distance = Duration::from_nanos(nanos.unsigned_abs());
-    if nanos < 0 {
-        UNIX_EPOCH - distance
-    } else {
-        UNIX_EPOCH + distance
-    }
 }
 
 /// Whether an entry is of a file; those of files without an object are left over.

@@ -21,12 +21,12 @@ use crate::{
     described::apply_entry,
     file::{Attachment, File},
     kernel::Notice,
-    tree::{DIR_PERM, Dir, FILE_PERM, Ino, Look, Node, Owner, ROOT, Times, Tree},
+    tree::{DIR_PERM, Dir, FILE_PERM, Ino, Look, Node, Owner, ROOT, Times, Tree, app_of},
     unshown::{Why, classify},
 };
 
 /// How long an own request is waited for before one looks whether the mount is still there.
-const ECHO: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(1);
 /// Everything below is Berth's own.
 const HIDDEN: &str = ".berth";
 
@@ -94,7 +94,7 @@ impl Core {
                 self.rt.spawn(async move {
                     let key = change.key();
                     // It never ends where the mount ended meanwhile.
-                    while tokio::time::timeout(ECHO, core.intents.wait_idle(key)).await.is_err() {
+                    while tokio::time::timeout(LOOK, core.intents.wait_idle(key)).await.is_err() {
                         if core.ended.load(Ordering::Relaxed) {
                             return;
                         }
@@ -290,7 +290,7 @@ impl Core {
             return;
         }
         self.place_shown(tree, info, (path, shape), notices);
-        let app = path.split('/').next().unwrap_or(path);
+        let app = app_of(path);
         if let Some((index, written)) = self.index.take_early(app) {
             self.apply_index(tree, app, &index, written, notices);
         }
@@ -476,7 +476,7 @@ fn holds_anything(tree: &Tree, ino: Ino) -> bool {
 }
 
 fn is_hidden(key: &str) -> bool {
-    key.split('/').next() == Some(HIDDEN)
+    app_of(key) == HIDDEN
 }
 
 /// The name at the root that is Berth's own.

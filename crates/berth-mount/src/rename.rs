@@ -10,13 +10,14 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use berth_workspace::index::to_nanos;
 use fuser::{Errno, RenameFlags};
 
 use crate::{
     core::{Core, Shape},
     draft::{Draft, INLINE},
     file::{Attachment, Base, Body, File, FileState},
-    index::{entry_of, to_nanos},
+    index::entry_of,
     journal::Content,
     local::Charge,
     ops::{SMALL, backup_gone, delete_marker},

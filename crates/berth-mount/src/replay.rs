@@ -6,12 +6,13 @@
 
 use std::{sync::Arc, time::SystemTime};
 
+use berth_workspace::index::{from_nanos, to_nanos};
+
 use crate::{
     core::Core,
     crash,
     described::apply_entry,
     file::{Attachment, Base, File},
-    index::from_nanos,
     journal::{Content, Held},
     kernel::Notice,
     pending::{Restored, Step, Want},
@@ -189,11 +190,7 @@ impl Core {
         );
         let (held, kept, mtime_ns) = {
             let state = file.state();
-            (
-                state.held.clone(),
-                state.kept,
-                crate::index::to_nanos(state.times.mtime),
-            )
+            (state.held.clone(), state.kept, to_nanos(state.times.mtime))
         };
         let mut steps = vec![Step::Forget { key }];
         let mut files = Vec::new();

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use berth_workspace::index::to_nanos;
 use fuser::Errno;
 use parking_lot::Mutex;
 
@@ -21,11 +22,11 @@ use crate::{
     core::Core,
     draft::Snapshot,
     file::{Attachment, File},
-    index::{entry_of, to_nanos},
+    index::entry_of,
     journal::{Content, JournalError},
     kernel::Notice,
     pending::{Entered, Step},
-    tree::{Ino, Tree},
+    tree::{Ino, Tree, app_of},
 };
 
 /// A file open for writing that nobody wrote to for so long is saved without being asked.
@@ -182,7 +183,7 @@ impl Core {
         for step in &steps {
             // Its index is written, and the journal's record of it cleared then.
             if let Step::Meta { key, .. } | Step::BackupGone { key } = step {
-                self.index.touch(key.split('/').next().unwrap_or(key));
+                self.index.touch(app_of(key));
             }
         }
         let Entered { seq, held } = self.intents.enter(steps);
@@ -234,7 +235,7 @@ impl Core {
             return false;
         }
         let key = self.tree.lock().key(file.ino).unwrap_or_default();
-        self.cfg.sync_of(key.split('/').next().unwrap_or_default()) == crate::Sync::Remote
+        self.cfg.sync_of(app_of(&key)) == crate::Sync::Remote
     }
 
     async fn wait_for_s3(self: &Arc<Self>, file: &File) -> Result<(), Errno> {

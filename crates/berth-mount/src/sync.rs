@@ -12,6 +12,7 @@ use std::{
 };
 
 use berth_store::{ObjectInfo, Precondition, StoreError};
+use berth_workspace::index::to_nanos;
 use bytes::Bytes;
 use fuser::Errno;
 use md5::{Digest as _, Md5};
@@ -24,7 +25,6 @@ use crate::{
     crash,
     draft::INLINE,
     file::{Base, Body, File},
-    index::to_nanos,
     journal::{Content, Held},
     ops::SMALL,
     pending::{Job, Next, Step, Want},

@@ -143,6 +143,11 @@ pub(crate) struct Tree {
     gid: u32,
 }
 
+/// The first name of a key or path: its workspace.
+pub(crate) fn app_of(key: &str) -> &str {
+    key.split('/').next().unwrap_or(key)
+}
+
 impl Tree {
     pub(crate) fn new(uid: u32, gid: u32) -> Self {
         let root = Inode {

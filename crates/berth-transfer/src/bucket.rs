@@ -6,20 +6,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use berth_store::{ObjectInfo, Store, StoreError};
 use berth_workspace::{
     EntryKind, WorkspaceIndex,
-    index::{self, IndexEntry},
+    index::{self, IndexEntry, SLACK, from_nanos},
 };
 use bytes::Bytes;
 
 use crate::{TransferError, report::Failed, retry::at_first};
 
-/// An index may be written this much before the last object it describes (clocks of whole seconds).
-const SLACK: Duration = Duration::from_secs(2);
 /// The longest name that file systems take, in bytes.
 const LONGEST_NAME: usize = 255;
 
@@ -189,16 +187,6 @@ pub(crate) fn no_path(path: &str) -> Option<&'static str> {
     None
 }
 
-pub(crate) fn from_nanos(nanos: i64) -> SystemTime {
-    let distance = Duration::from_nanos(nanos.unsigned_abs());
-    let time = if nanos < 0 {
-        SystemTime::UNIX_EPOCH.checked_sub(distance)
-    } else {
-        SystemTime::UNIX_EPOCH.checked_add(distance)
-    };
-    time.unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
 /// The workspaces of the bucket: every folder at its top with a name that fits; and the names that do not.
 pub(crate) async fn workspaces(store: &Store) -> Result<(Vec<String>, Vec<String>), StoreError> {
     let mut names = BTreeSet::new();
@@ -216,6 +204,8 @@ pub(crate) async fn workspaces(store: &Store) -> Result<(Vec<String>, Vec<String
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::time::Duration;
+
     use super::*;
 
     fn object(size: u64) -> ObjectInfo {

@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 
 use berth_store::{ObjectInfo, Precondition};
-use berth_workspace::{EntryKind, WorkspaceIndex};
+use berth_workspace::{EntryKind, WorkspaceIndex, index::from_nanos};
 
 use crate::{
-    bucket::{Bucket, There, from_nanos},
+    bucket::{Bucket, There},
     report::{Difference, Failed},
     scan::{DIR_MODE, FILE_MODE, Found, FoundKind, Scan},
 };

@@ -5,7 +5,10 @@
 //! entry are plain files with default bits: a bucket filled by other tools needs no index. The format has a version; a
 //! newer one than this program knows is refused rather than rewritten, since rewriting would lose what it added.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +16,9 @@ use serde::{Deserialize, Serialize};
 pub const PREFIX: &str = ".berth/index/";
 /// The format written by this program.
 pub const VERSION: u32 = 1;
+/// An index may be written this much before the last object it describes (clocks of whole seconds): content stored later
+/// than that came from a tool that knows of no index.
+pub const SLACK: Duration = Duration::from_secs(2);
 const SUFFIX: &str = ".json";
 
 /// The index of one workspace.
@@ -57,6 +63,26 @@ pub enum EntryKind {
     Dir,
     /// A symbolic link; it has no object.
     Symlink,
+}
+
+/// Nanoseconds since 1970; times too far away are cut to what fits.
+#[must_use]
+pub fn to_nanos(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |n| -n),
+    }
+}
+
+/// The time so many nanoseconds after 1970, or before it.
+#[must_use]
+pub fn from_nanos(nanos: i64) -> SystemTime {
+    let distance = Duration::from_nanos(nanos.unsigned_abs());
+    if nanos < 0 {
+        UNIX_EPOCH - distance
+    } else {
+        UNIX_EPOCH + distance
+    }
 }
 
 /// Why an index object could not be read.

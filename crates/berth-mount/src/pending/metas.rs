@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Intents, META, cleared};
+use crate::tree::app_of;
 
 impl Intents {
     /// Whether the journal says something about the index entry of `key`, or the index about a file that was there.
@@ -38,7 +39,6 @@ impl Intents {
     /// Workspaces whose index S3 lacks.
     pub(crate) fn workspaces_with_metas(&self) -> BTreeSet<String> {
         let inner = self.inner.lock();
-        let top = |key: &String| key.split('/').next().unwrap_or_default().to_owned();
-        inner.metas.keys().map(top).collect()
+        inner.metas.keys().map(|key| app_of(key).to_owned()).collect()
     }
 }

@@ -42,6 +42,7 @@ use crate::{
     Pending,
     file::Base,
     journal::{Content, Held, Journal, JournalError, Op},
+    tree::app_of,
 };
 
 /// A key: shared by the maps below.
@@ -549,8 +550,7 @@ impl Intents {
     pub(crate) fn pending(&self) -> Pending {
         let inner = self.inner.lock();
         let oldest = inner.intents.values().map(|intent| intent.record.since_ms).min();
-        let top = |key: &String| key.split('/').next().map(str::to_owned);
-        let indexes: BTreeSet<_> = inner.metas.keys().filter_map(top).collect();
+        let indexes: BTreeSet<_> = inner.metas.keys().map(|key| app_of(key)).collect();
         Pending {
             count: (inner.intents.len() + indexes.len()) as u64,
             bytes: inner.bytes,
