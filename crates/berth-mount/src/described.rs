@@ -1,11 +1,12 @@
 //! What a workspace's index in S3 says, made true in the tree: bits, owners, times, symlinks, folders with nothing in them.
 //!
 //! What the journal has about a path is newer and is left alone. An index may come before what it describes: what it says of
-//! files and workspaces without an object is noted ([`crate::index::IndexWriter`]) and applied when they are there.
+//! files and workspaces without an object, and of names that something else still has here, is noted
+//! ([`crate::index::IndexWriter`]) and applied when they are there.
 
 use std::time::SystemTime;
 
-use berth_workspace::index::{self, EntryKind, SLACK, WorkspaceIndex, from_nanos};
+use berth_workspace::index::{EntryKind, IndexEntry, SLACK, WorkspaceIndex, from_nanos};
 
 use crate::{
     core::{Core, Shape},
@@ -19,8 +20,9 @@ use crate::{
 impl Core {
     pub(crate) fn show_index(&self, app: &str, index: &WorkspaceIndex, written: SystemTime) {
         let mut notices = Vec::new();
-        self.apply_index(&mut self.tree.lock(), app, index, written, &mut notices);
-        self.tell(notices);
+        let mut tree = self.tree.lock();
+        self.apply_index(&mut tree, app, index, written, &mut notices);
+        self.tell(&tree, notices);
     }
 
     pub(crate) fn apply_index(
@@ -47,28 +49,38 @@ impl Core {
             if !is_path(&key) || self.is_local(false, &key, shape) || self.intents.has_meta(&key) {
                 continue;
             }
-            let ino = match (entry.kind, tree.find(&key)) {
-                (_, Some(ino)) => ino,
-                (EntryKind::File, None) => {
-                    awaited.push((key, entry.clone()));
-                    continue;
+            match tree.find(&key) {
+                Some(ino) if is_of_kind(tree, ino, entry) => {
+                    apply_entry(tree, ino, entry, written);
+                    notices.push(Notice::Attributes(ino));
                 }
-                (EntryKind::Dir, None) => match self.folder(tree, &key, written, notices) {
-                    Some(ino) => ino,
-                    None => continue,
-                },
-                (EntryKind::Symlink, None) => {
-                    match self.place_symlink(tree, &key, entry.target.as_deref(), written, notices) {
-                        Some(ino) => ino,
-                        None => continue,
-                    }
-                }
-            };
-            apply_entry(tree, ino, entry, written);
-            notices.push(Notice::Attributes(ino));
+                Some(ino) if !gives_way(tree, ino, notices) => awaited.push((key, entry.clone())),
+                _ if entry.kind == EntryKind::File => awaited.push((key, entry.clone())),
+                _ => self.place_described(tree, &key, entry, written, notices),
+            }
         }
         self.index.await_files(app, awaited, written);
         self.drop_unlisted(tree, top, app, index, notices);
+    }
+
+    /// Makes the folder or the link that an index names, where nothing has the name.
+    pub(crate) fn place_described(
+        &self,
+        tree: &mut Tree,
+        key: &str,
+        entry: &IndexEntry,
+        written: SystemTime,
+        notices: &mut Vec<Notice>,
+    ) {
+        let ino = match entry.kind {
+            EntryKind::File => None,
+            EntryKind::Dir => self.folder(tree, key, written, notices),
+            EntryKind::Symlink => self.place_symlink(tree, key, entry.target.as_deref(), written, notices),
+        };
+        if let Some(ino) = ino {
+            apply_entry(tree, ino, entry, written);
+            notices.push(Notice::Attributes(ino));
+        }
     }
 
     pub(crate) fn place_symlink(
@@ -141,7 +153,7 @@ impl Core {
     }
 }
 
-pub(crate) fn apply_entry(tree: &mut Tree, ino: Ino, entry: &index::IndexEntry, written: SystemTime) {
+pub(crate) fn apply_entry(tree: &mut Tree, ino: Ino, entry: &IndexEntry, written: SystemTime) {
     let own = tree.own();
     let Ok(inode) = tree.get_mut(ino) else { return };
     match (&mut inode.node, entry.kind) {
@@ -174,6 +186,35 @@ pub(crate) fn apply_entry(tree: &mut Tree, ino: Ino, entry: &index::IndexEntry, 
         }
         _ => set(&mut inode.times),
     }
+}
+
+/// Whether an inode is what the entry says to have its name. A link with another target is another link.
+pub(crate) fn is_of_kind(tree: &Tree, ino: Ino, entry: &IndexEntry) -> bool {
+    match (tree.get(ino).map(|inode| &inode.node), entry.kind) {
+        (Ok(Node::Dir(_)), EntryKind::Dir) | (Ok(Node::File(_)), EntryKind::File) => true,
+        (Ok(Node::Symlink(target)), EntryKind::Symlink) => entry.target.as_ref() == Some(target),
+        _ => false,
+    }
+}
+
+/// Takes away what only an older index said to be there. A file has its object, and a folder what is in it.
+fn gives_way(tree: &mut Tree, ino: Ino, notices: &mut Vec<Notice>) -> bool {
+    let Ok(inode) = tree.get(ino) else { return true };
+    let only_described = match &inode.node {
+        Node::Symlink(_) => !inode.local,
+        Node::Dir(dir) => !inode.local && !dir.marker && dir.children.is_empty(),
+        Node::File(_) | Node::Special(..) => false,
+    };
+    let (parent, name) = (inode.parent, inode.name.clone());
+    if only_described {
+        tree.detach(ino, Attachment::Unlinked);
+        notices.push(Notice::Deleted {
+            parent,
+            child: ino,
+            name,
+        });
+    }
+    only_described
 }
 
 /// Whether a key is a path as a file system has them.

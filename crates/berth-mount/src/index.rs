@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use crate::{
     core::Core,
     crash,
+    described::is_of_kind,
     tree::{DIR_PERM, FILE_PERM, Ino, Node, ROOT, Tree},
 };
 
@@ -86,7 +87,8 @@ impl IndexWriter {
         self.wake.notify_one();
     }
 
-    /// What S3's index says about files that it has no object of, by key: all that was noted for the workspace before goes.
+    /// What S3's index says about files that it has no object of, and about names that something else has here, by key: all
+    /// that was noted for the workspace before goes.
     pub(crate) fn await_files(&self, app: &str, found: Vec<(String, IndexEntry)>, written: SystemTime) {
         let mut awaited = self.awaited.lock();
         let old: Vec<String> = below(&awaited, app).map(|(key, _)| key.clone()).collect();
@@ -111,10 +113,23 @@ impl IndexWriter {
         self.awaited.lock().remove(key)
     }
 
+    /// The folder or link that S3's index names there, now that the name is free.
+    pub(crate) fn take_described(&self, key: &str) -> Option<(IndexEntry, SystemTime)> {
+        let mut awaited = self.awaited.lock();
+        awaited.get(key).filter(|(entry, _)| !is_file(entry))?;
+        awaited.remove(key)
+    }
+
+    /// Whether S3's index says about `key` what the tree does not show.
+    pub(crate) fn awaits(&self, key: &str) -> bool {
+        self.awaited.lock().contains_key(key)
+    }
+
     fn entries_awaited(&self, tree: &Tree, app: &str) -> Vec<(String, IndexEntry)> {
         let awaited = self.awaited.lock();
+        let shown = |key: &str, entry| tree.find(key).is_some_and(|ino| is_of_kind(tree, ino, entry));
         below(&awaited, app)
-            .filter(|(key, _)| tree.find(key).is_none())
+            .filter(|(key, (entry, _))| !shown(key, entry))
             .map(|(key, (entry, _))| (key[app.len() + 1..].to_owned(), entry.clone()))
             .collect()
     }
@@ -186,7 +201,9 @@ impl IndexWriter {
             if let Some(index) = &mut derived.index {
                 // S3 keeps these, and the tree does not have them.
                 index.entries.extend(core.intents.entries_aside(app));
-                index.entries.extend(self.entries_awaited(&tree, app));
+                let awaited = self.entries_awaited(&tree, app);
+                let not_ours = |(path, _): &(String, _)| !core.intents.has_meta(&format!("{app}/{path}"));
+                index.entries.extend(awaited.into_iter().filter(not_ours));
                 // Another host may have emptied a folder before we hear of it: what is in it here says nothing against that.
                 for (path, entry) in &written.folders {
                     let key = format!("{app}/{path}");
