@@ -48,7 +48,10 @@ impl Filesystem for BerthFs {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let mut tree = self.tree();
         // A name that no key can have is a name that is not there.
-        let child = name.to_str().map_or(Ok(None), |name| tree.child(parent.0, name));
+        let child = name.to_str().map_or(Ok(None), |name| {
+            self.core.kernel.asked(&tree, parent.0, name);
+            tree.child(parent.0, name)
+        });
         let result = match child {
             _ if name.len() > 255 => Err(Errno::ENAMETOOLONG),
             Ok(Some(ino)) => self.core.entry(&mut tree, ino),

@@ -29,7 +29,7 @@ use crate::{
     core::Core,
     index::IndexWriter,
     journal::Journal,
-    kernel::{self, KernelNotices, Notice},
+    kernel::{self, KernelNotices},
 };
 
 const DEVICE: &str = "/dev/fuse";
@@ -137,7 +137,7 @@ impl Mount {
         let unsent = self.core.drain(rest).await;
         let pending = self.pending();
         self.core.ended.store(true, Ordering::Relaxed);
-        self.core.kernel.send(Notice::Stop);
+        self.core.kernel.stop();
         self.core.prefetch.end().await;
         let mountpoint = live.mountpoint.clone();
         let contents = self.core.contents.clone();
@@ -209,7 +209,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         self.core.ended.store(true, Ordering::Relaxed);
-        self.core.kernel.send(Notice::Stop);
+        self.core.kernel.stop();
         if let Some(live) = self.live.take() {
             // Not a plain unmount: that could wait for requests whose tasks will never run again.
             let _ = umount2(&live.mountpoint, MntFlags::MNT_DETACH);
@@ -258,7 +258,7 @@ fn serve(
     core: Arc<Core>,
     mountpoint: &Path,
     device: OwnedFd,
-    notices: std::sync::mpsc::Receiver<Notice>,
+    notices: kernel::Receiver,
 ) -> Result<(PathBuf, Option<PathBuf>, BackgroundSession, JoinHandle<()>), MountError> {
     let options = format!(
         "fd={},rootmode=40000,user_id={},group_id={},allow_other,default_permissions",

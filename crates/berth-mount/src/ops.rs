@@ -232,6 +232,7 @@ impl Core {
     /// Removes a name.
     pub(crate) fn unlink(&self, parent: Ino, name: &str) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
+        self.kernel.check_fresh(&tree, parent, name)?;
         let ino = tree.child(parent, name)?.ok_or(Errno::ENOENT)?;
         let inode = tree.get(ino)?;
         let (local, file) = (inode.local, inode.file().cloned());
@@ -269,7 +270,8 @@ impl Core {
     pub(crate) fn unindex(&self, tree: &Tree, ino: Ino, key: &str, steps: &mut Vec<Step>) {
         // A folder that got its first file a moment ago may still be in the index that S3 has.
         let is_dir = tree.get(ino).is_ok_and(crate::tree::Inode::is_dir);
-        if is_dir || entry_of(tree, ino).is_some() || self.intents.has_meta(key) {
+        let awaited = self.index.no_longer_awaited(key).is_some();
+        if is_dir || awaited || entry_of(tree, ino).is_some() || self.intents.has_meta(key) {
             self.touch_index(tree, ino);
             steps.push(Step::Meta {
                 key: key.to_owned(),
@@ -281,6 +283,7 @@ impl Core {
     /// Removes an empty folder.
     pub(crate) fn rmdir(&self, parent: Ino, name: &str) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
+        self.kernel.check_fresh(&tree, parent, name)?;
         let ino = tree.child(parent, name)?.ok_or(Errno::ENOENT)?;
         let inode = tree.get(ino)?;
         let dir = inode.as_dir()?;

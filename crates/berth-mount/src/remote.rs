@@ -84,8 +84,8 @@ impl Core {
         if is_hidden(key) || self.is_known(&change) {
             return;
         }
-        let mut notices = Vec::new();
         {
+            let mut notices = Vec::new();
             let mut tree = self.tree.lock();
             let view = self.intents.view(key);
             if view.busy || view.lately {
@@ -113,8 +113,8 @@ impl Core {
                 Change::Put(info) => self.place(&mut tree, info, &mut notices),
                 Change::Deleted { key } => self.displace(&mut tree, key, &mut notices),
             }
+            self.tell(&tree, notices);
         }
-        self.tell(notices);
         if let Change::Deleted { key } = &change {
             self.show_again(key);
         }
@@ -165,8 +165,8 @@ impl Core {
                         self.doubts.add(key);
                     }
                 }
+                return self.tell(&tree, notices);
             }
-            return self.tell(notices);
         }
         // Written here all the time.
         self.doubts.add(key);
@@ -232,9 +232,10 @@ impl Core {
         }
     }
 
-    pub(crate) fn tell(&self, notices: Vec<Notice>) {
+    /// Tells the kernel what changed in the tree, whose lock has been held since.
+    pub(crate) fn tell(&self, tree: &Tree, notices: Vec<Notice>) {
         for notice in notices {
-            self.kernel.send(notice);
+            self.kernel.send(tree, notice);
         }
     }
 
@@ -394,7 +395,7 @@ impl Core {
     /// The bucket has nothing at `key` any more.
     fn displace(&self, tree: &mut Tree, key: &str, notices: &mut Vec<Notice>) {
         self.intents.keeps_for_backup(key, None);
-        self.index.no_longer_awaited(key);
+        let awaited = self.index.no_longer_awaited(key);
         let Some(ino) = tree.find(key) else { return };
         let Ok(inode) = tree.get_mut(ino) else { return };
         match &mut inode.node {
@@ -413,6 +414,9 @@ impl Core {
                 }
                 drop(state);
                 self.displace_file(tree, ino, notices);
+                if let Some((entry, written)) = awaited {
+                    self.place_described(tree, key, &entry, written, notices);
+                }
             }
             _ => {}
         }
@@ -456,12 +460,18 @@ impl Core {
                 }
                 self.index.touch(&name);
             }
+            let key = tree.key(ino);
             tree.detach(ino, Attachment::Unlinked);
             notices.push(Notice::Deleted {
                 parent,
                 child: ino,
                 name,
             });
+            if let Ok(key) = key
+                && let Some((entry, written)) = self.index.take_described(&key)
+            {
+                return self.place_described(tree, &key, &entry, written, notices);
+            }
             ino = parent;
         }
     }

@@ -156,6 +156,7 @@ impl Core {
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
             return Err(Errno::EINVAL);
         }
+        self.kernel.check_fresh(tree, parent, name)?;
         let ino = tree.child(parent, name)?.ok_or(Errno::ENOENT)?;
         let inode = tree.get(ino)?;
         let target = tree.child(new_parent, new_name)?;
@@ -218,7 +219,10 @@ impl Core {
                 ino,
                 // A folder that got its first file a moment ago may still be in the index that S3 has.
                 had_entry: !inode.local
-                    && (inode.is_dir() || entry_of(tree, ino).is_some() || self.intents.has_meta(&old_key)),
+                    && (inode.is_dir()
+                        || entry_of(tree, ino).is_some()
+                        || self.intents.has_meta(&old_key)
+                        || self.index.awaits(&old_key)),
                 was_local: inode.local,
                 now_local: local,
                 old_key,

@@ -44,8 +44,8 @@ impl Core {
         for one in there {
             self.put_there(&mut tree, one, &mut notices);
         }
+        self.tell(&tree, notices);
         drop(tree);
-        self.tell(notices);
         if count > 0 {
             tracing::info!(count, "changes that S3 has not got yet were taken from the journal");
         }
@@ -73,8 +73,8 @@ impl Core {
         for app in self.intents.workspaces_with_metas() {
             self.index.touch(&app);
         }
+        self.tell(&tree, notices);
         drop(tree);
-        self.tell(notices);
         crash::point("replay.end");
     }
 

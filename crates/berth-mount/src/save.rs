@@ -289,7 +289,7 @@ impl Core {
         let mut notices = Vec::new();
         let (above, name) = key.rsplit_once('/').unwrap_or(("", key));
         let parent = self.folder(tree, above, SystemTime::now(), &mut notices);
-        self.tell(notices);
+        self.tell(tree, notices);
         if tree.find(key).is_some() {
             return self.name_aside(tree, file, key).map(drop);
         }
@@ -299,10 +299,8 @@ impl Core {
         state.attachment = Attachment::Linked;
         state.base = None;
         drop(state);
-        self.kernel.send(Notice::Entry {
-            parent,
-            name: name.into(),
-        });
+        let name = name.into();
+        self.kernel.send(tree, Notice::Entry { parent, name });
         Ok(())
     }
 
@@ -323,10 +321,8 @@ impl Core {
             "changed here and elsewhere; ours is stored beside theirs"
         );
         for name in [name, &aside] {
-            self.kernel.send(Notice::Entry {
-                parent,
-                name: name.into(),
-            });
+            let name = name.into();
+            self.kernel.send(tree, Notice::Entry { parent, name });
         }
         tree.key(file.ino)
     }

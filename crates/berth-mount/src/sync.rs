@@ -25,6 +25,7 @@ use crate::{
     crash,
     draft::INLINE,
     file::{Base, Body, File},
+    index::entry_of,
     journal::{Content, Held},
     ops::SMALL,
     pending::{Job, Next, Step, Want},
@@ -309,10 +310,11 @@ impl Core {
                 self.intents.keeps_for_backup(&job.key, None);
                 let mut notices = Vec::new();
                 self.place(&mut tree, theirs, &mut notices);
-                self.tell(notices);
+                self.tell(&tree, notices);
                 return Ok(());
             };
             self.admit(SMALL)?;
+            let described = entry_of(&tree, file.ino).is_some() || self.intents.has_meta(&job.key);
             let aside = self.name_aside(&mut tree, &file, &job.key)?;
             let mtime_ns = to_nanos(file.state().times.mtime);
             let step = match (job.want.source(), &job.content) {
@@ -340,20 +342,21 @@ impl Core {
             let mut files = Vec::new();
             if matches!(step, Step::Put { .. }) {
                 let kept = file.state().kept;
-                files.push((file.clone(), aside, kept));
+                files.push((file.clone(), aside.clone(), kept));
             }
             let mut steps = vec![step, forget];
-            if self.intents.has_meta(&job.key) {
+            if described {
                 steps.push(Step::Meta {
                     key: job.key.to_string(),
                     entry: None,
                 });
             }
+            self.meta_step(&tree, file.ino, &aside, &mut steps);
             let seq = self.enter(&tree, steps, &files);
             self.intents.let_go(job);
             let mut notices = Vec::new();
             self.place(&mut tree, theirs, &mut notices);
-            self.tell(notices);
+            self.tell(&tree, notices);
             seq
         };
         self.commit(seq)
@@ -380,41 +383,39 @@ impl Core {
             _ => None,
         };
         let mut notices = Vec::new();
-        {
-            let mut tree = self.tree.lock();
-            if !self.intents.is_current(job) {
-                return self.intents.let_go(job);
+        let mut tree = self.tree.lock();
+        if !self.intents.is_current(job) {
+            return self.intents.let_go(job);
+        }
+        let file = tree.find(&job.key).and_then(|ino| tree.file(ino).ok());
+        match (file, here) {
+            (Some(file), Some(bytes)) => {
+                let step = Step::Put {
+                    key: job.key.to_string(),
+                    content: Content::Bytes(bytes),
+                    remote: None,
+                    mtime_ns: to_nanos(file.state().times.mtime),
+                    from: None,
+                };
+                let version = file.state().kept;
+                self.enter(&tree, vec![step], &[(file, job.key.to_string(), version)]);
+                self.intents.let_go(job);
             }
-            let file = tree.find(&job.key).and_then(|ino| tree.file(ino).ok());
-            match (file, here) {
-                (Some(file), Some(bytes)) => {
-                    let step = Step::Put {
-                        key: job.key.to_string(),
-                        content: Content::Bytes(bytes),
-                        remote: None,
-                        mtime_ns: to_nanos(file.state().times.mtime),
-                        from: None,
-                    };
-                    let version = file.state().kept;
-                    self.enter(&tree, vec![step], &[(file, job.key.to_string(), version)]);
-                    self.intents.let_go(job);
-                }
-                (file, _) => {
-                    tracing::error!(
-                        key = &*job.key,
-                        from = base.key,
-                        "was renamed here and changed elsewhere in the same moment; theirs keeps the old name"
-                    );
-                    self.intents.finish(job, None);
-                    // Somebody else's file may have the name.
-                    self.doubts.add(&job.key);
-                    if let Some(file) = file {
-                        self.displace_file(&mut tree, file.ino, &mut notices);
-                    }
+            (file, _) => {
+                tracing::error!(
+                    key = &*job.key,
+                    from = base.key,
+                    "was renamed here and changed elsewhere in the same moment; theirs keeps the old name"
+                );
+                self.intents.finish(job, None);
+                // Somebody else's file may have the name.
+                self.doubts.add(&job.key);
+                if let Some(file) = file {
+                    self.displace_file(&mut tree, file.ino, &mut notices);
                 }
             }
         }
-        self.tell(notices);
+        self.tell(&tree, notices);
     }
 
     /// Waits until S3 has everything, at most for `limit`; what it lacks then.
