@@ -62,7 +62,7 @@ pub(super) async fn poll(store: Weak<Inner>, watched: Arc<Watched>, every: Durat
         };
         pause = pace.after(shown, began.elapsed());
         if asked {
-            // Who asks for LISTs all the time gets one a second.
+            // Who asks for LISTs all the time gets them with the shortest pause.
             tokio::time::sleep(pace.least()).await;
         }
     }
