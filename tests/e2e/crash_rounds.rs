@@ -46,13 +46,17 @@ fn no_acknowledged_save_is_lost_when_the_daemon_is_killed() {
 
 #[test]
 fn no_acknowledged_save_is_lost_when_the_daemon_dies_at_a_step_of_its_work() {
-    let summary = rounds("points", POINTS.into_iter().map(Mode::Point));
+    let reached = rounds("points", POINTS.into_iter().map(Mode::Point)).reached;
     // The others wait for a journal that has been full for a while.
-    for point in ["journal.append", "journal.write.before", "journal.write.after"] {
-        assert!(summary.reached.contains(point), "{point}: {summary:?}");
-    }
-    for point in POINTS.iter().filter(|point| point.starts_with("sync.")) {
-        assert!(summary.reached.contains(point), "{point}: {summary:?}");
+    let certain = ["journal.append", "journal.write.before", "journal.write.after"];
+    let sync = POINTS.into_iter().filter(|point| point.starts_with("sync."));
+    for point in certain.into_iter().chain(sync) {
+        // On a machine that is busy with something else a round may end before its point comes.
+        let mut again = (0..5).map(|_| rounds("points-again", [Mode::Point(point)]));
+        assert!(
+            reached.contains(point) || again.any(|summary| summary.reached.contains(point)),
+            "{point} was never reached"
+        );
     }
 }
 
