@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::packages::{self, For};
-use crate::step::{build_berth, run};
+use crate::step::{build_berth_optimized, run};
 use crate::tools;
 
 /// Installs what the benchmark needs, builds, and runs it; `words` are its name and options.
@@ -17,6 +17,6 @@ pub fn bench(words: &[&str]) -> Result<()> {
         packages::install(&[For::Test, For::Bench])?;
         tools::install()?;
     }
-    let berth = build_berth()?;
+    let berth = build_berth_optimized()?;
     run(Command::new(berth.with_file_name("berth-benches")).args(words))
 }
