@@ -24,6 +24,7 @@ use crate::{
     local::LocalBudget,
     pending::Intents,
     prefetch::Prefetch,
+    rules::Rules,
     save::Unsaved,
     sync::Readers,
     tree::{Ino, Node, ROOT, Tree},
@@ -47,6 +48,7 @@ pub(crate) struct Core {
     pub(crate) budget: Arc<LocalBudget>,
     pub(crate) kernel: KernelNotices,
     pub(crate) unshown: Record,
+    pub(crate) rules: Rules,
     pub(crate) rt: tokio::runtime::Handle,
     pub(crate) ended: AtomicBool,
     handles: Handles,
@@ -66,8 +68,10 @@ impl Core {
         journal: Arc<Journal>,
         kernel: KernelNotices,
     ) -> Arc<Self> {
+        let tree = Tree::new(cfg.uid, cfg.gid);
         Arc::new(Self {
-            tree: Mutex::new(Tree::new(cfg.uid, cfg.gid)),
+            rules: Rules::new(cfg.excludes.clone(), tree.stale.clone()),
+            tree: Mutex::new(tree),
             budget: LocalBudget::new(cfg.local_max),
             prefetch: Prefetch::new(cfg.cache_mode, cfg.cache_max),
             contents: Arc::new(contents),
@@ -106,16 +110,6 @@ impl Core {
             Some(Opened::Dir(dir)) => Ok(dir),
             _ => Err(Errno::EBADF),
         }
-    }
-
-    /// Whether a path is never stored in S3. `parent_local`: its folder already is not.
-    pub(crate) fn is_local(&self, parent_local: bool, key: &str, node: Shape) -> bool {
-        let excludes = &self.cfg.excludes;
-        parent_local
-            || node == Shape::Special
-            || (node != Shape::Dir && excludes.local_only(key))
-            // A link called node_modules stands for the folder.
-            || (node != Shape::File && excludes.local_only(&format!("{key}/")))
     }
 
     /// An attribute record, counted as one more reference of the kernel.

@@ -46,7 +46,7 @@ impl Core {
                 EntryKind::Symlink => Shape::Symlink,
             };
             // What the journal has about a path is newer.
-            if !is_path(&key) || self.is_local(false, &key, shape) || self.intents.has_meta(&key) {
+            if !is_path(&key) || self.rules.by_host(&key, shape) || self.intents.has_meta(&key) {
                 continue;
             }
             match tree.find(&key) {
@@ -188,9 +188,11 @@ pub(crate) fn apply_entry(tree: &mut Tree, ino: Ino, entry: &IndexEntry, written
     }
 }
 
-/// Whether an inode is what the entry says to have its name. A link with another target is another link.
+/// Whether an inode is what the entry says to have its name. A link with another target is another link, and what is
+/// local-only is in no index.
 pub(crate) fn is_of_kind(tree: &Tree, ino: Ino, entry: &IndexEntry) -> bool {
     match (tree.get(ino).map(|inode| &inode.node), entry.kind) {
+        _ if tree.get(ino).is_ok_and(|inode| inode.local) => false,
         (Ok(Node::Dir(_)), EntryKind::Dir) | (Ok(Node::File(_)), EntryKind::File) => true,
         (Ok(Node::Symlink(target)), EntryKind::Symlink) => entry.target.as_ref() == Some(target),
         _ => false,

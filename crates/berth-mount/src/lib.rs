@@ -8,7 +8,7 @@
 //!                 │ kernel.rs                ├── pending/     what S3 does not have yet ──▶ sync.rs ──▶ S3
 //!                 │ (forget this)            ├── index.rs     what objects cannot say: bits, times, links
 //!                 └──────────── remote.rs ◀──┤ cache/         S3 → here, by ETag
-//!                              change feed   ├── local.rs     what never goes to S3
+//!                              change feed   ├── rules.rs     which names never go to S3; local.rs: their bound
 //!                                            └── prefetch.rs  small files, before they are asked for
 //! ```
 //! - Names are all in memory, from one LIST at start and the change feed after it; only contents are fetched.
@@ -44,6 +44,7 @@ mod prefetch;
 mod remote;
 mod rename;
 mod replay;
+mod rules;
 mod save;
 mod sync;
 mod tree;
@@ -61,6 +62,7 @@ use berth_workspace::Excludes;
 
 pub use cache::CacheMode;
 pub use mount::{Mount, clear_stale};
+pub use rules::{LocalPath, LocalPaths, LocalShare, Rule};
 pub use unshown::{Unshown, UnshownObject, Why};
 
 /// Where and how the bucket is mounted.

@@ -23,7 +23,7 @@ use nix::{
 };
 
 use crate::{
-    JournalUsage, LocalUsage, MountConfig, MountError, Pending, Unshown,
+    JournalUsage, LocalPaths, LocalUsage, MountConfig, MountError, Pending, Unshown,
     answer::BerthFs,
     cache::Contents,
     core::Core,
@@ -86,6 +86,7 @@ impl Mount {
         let said = core.lay_over(restored);
         core.load_indexes(indexed).await.map_err(MountError::List)?;
         core.say_over(said);
+        core.load_rules().await;
 
         let served = core.clone();
         let started = tokio::task::spawn_blocking(move || serve(served, &mountpoint, device, receiver));
@@ -98,6 +99,7 @@ impl Mount {
             tokio::spawn(core.clone().tend()),
             tokio::spawn(core.clone().sync()),
             tokio::spawn(core.clone().settle_doubts()),
+            tokio::spawn(core.clone().follow_rules()),
             tokio::spawn(IndexWriter::tend(core.clone())),
             tokio::spawn(core.clone().follow(feed)),
         ];
@@ -189,6 +191,12 @@ impl Mount {
     #[must_use]
     pub fn local_usage(&self) -> LocalUsage {
         self.core.budget.usage()
+    }
+
+    /// The local-only paths of one workspace, and by which rules they are that. Looks at all its names.
+    #[must_use]
+    pub fn local_paths(&self, workspace: &str) -> LocalPaths {
+        self.core.local_paths(workspace)
     }
 
     /// What the bucket holds and the mount does not show.

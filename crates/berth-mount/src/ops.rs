@@ -47,7 +47,9 @@ impl Core {
             return Err(Errno::ENOENT);
         }
         let key = tree.key_below(parent, name)?;
-        let local = self.is_local(folder.local, &key, shape);
+        // A name that S3 keeps for an editor's backup is no new one.
+        let local = self.rules.by_host(&key, shape)
+            || (self.rules.by_workspace(&key, shape) && !(shape == Shape::File && self.intents.is_aside(&key)));
         Ok((key, local))
     }
 
@@ -82,6 +84,10 @@ impl Core {
         (perm, by): (u16, Owner),
     ) -> Result<Arc<File>, Errno> {
         let (_, local) = self.new_name(tree, parent, name, Shape::File)?;
+        let below_local = !local && tree.get(parent)?.local;
+        if below_local {
+            self.admit(SMALL)?;
+        }
         let charge = if local { Some(self.budget.open()?) } else { None };
         let ino = tree.number();
         let file = File::created(ino, charge);
@@ -93,6 +99,11 @@ impl Core {
         let (look, owner) = tree.heir(parent, look, by, false)?;
         tree.insert(ino, parent, name, look, Node::File(file.clone()))?;
         tree.set_owner(ino, owner);
+        if below_local {
+            let mut steps = Vec::new();
+            self.store_folders(tree, parent, &mut steps);
+            self.enter(tree, steps, &[]);
+        }
         self.dir_changed(tree, parent);
         if !local {
             self.unsaved.add(&file);
@@ -171,10 +182,13 @@ impl Core {
         let (look, owner) = tree.heir(parent, look, by, matches!(node, Node::Dir(_)))?;
         tree.insert(ino, parent, name, look, node)?;
         tree.set_owner(ino, owner);
+        let mut steps = Vec::new();
+        if !local {
+            self.store_folders(&mut tree, parent, &mut steps);
+        }
         self.dir_changed(&mut tree, parent);
         let mut seq = 0;
         if !local {
-            let mut steps = Vec::new();
             if top {
                 self.marker_step(&mut tree, ino, &key, &mut steps);
             }
@@ -240,9 +254,9 @@ impl Core {
             return Err(Errno::EISDIR);
         }
         let mut steps = Vec::new();
+        let key = tree.key(ino)?;
         if !local {
             self.admit(SMALL)?;
-            let key = tree.key(ino)?;
             if let Some(file) = &file {
                 self.keep_for_readers(file);
                 steps.push(Step::Delete {
@@ -263,6 +277,10 @@ impl Core {
         }
         let seq = self.enter(&tree, steps, &[]);
         drop(tree);
+        if local {
+            self.uncover(&key);
+        }
+        self.heed_rules();
         self.commit(seq)
     }
 

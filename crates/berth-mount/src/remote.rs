@@ -251,7 +251,11 @@ impl Core {
         for name in path.split('/').filter(|name| !name.is_empty()) {
             let child = tree.child(at, name).ok()?;
             at = match child {
-                Some(ino) if tree.get(ino).is_ok_and(crate::tree::Inode::is_dir) => ino,
+                Some(ino) if tree.get(ino).is_ok_and(crate::tree::Inode::is_dir) => {
+                    // Something stored is below it: so it is stored, if it was local-only before.
+                    tree.get_mut(ino).ok()?.local = false;
+                    ino
+                }
                 other => {
                     if let Some(file) = other {
                         self.unshown.note(&tree.key(file).ok()?, Why::NameOfFolder);
@@ -298,7 +302,8 @@ impl Core {
     }
 
     fn place_shown(&self, tree: &mut Tree, info: &ObjectInfo, (path, shape): (&str, Shape), notices: &mut Vec<Notice>) {
-        let excluded = || self.is_local(false, path, shape).then_some(Why::Excluded);
+        // A workspace's own list decides about new names only: what S3 has is shown.
+        let excluded = || self.rules.by_host(path, shape).then_some(Why::Excluded);
         if let Some(why) = classify(&info.key).or_else(excluded) {
             return self.unshown.note(&info.key, why);
         }
@@ -370,11 +375,15 @@ impl Core {
             Node::Symlink(_) | Node::Special(..) => (FILE_PERM, None),
             Node::File(file) => {
                 let state = file.state();
+                if state.is_local() {
+                    drop(state);
+                    self.unshown.note(&info.key, Why::LocalFile);
+                    return None;
+                }
                 if state
                     .base
                     .as_ref()
                     .is_some_and(|base| base.etag == info.etag && base.key == info.key)
-                    || state.is_local()
                 {
                     return None;
                 }

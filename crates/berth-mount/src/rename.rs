@@ -102,10 +102,11 @@ impl Core {
         flags: RenameFlags,
     ) -> Result<Missing, Errno> {
         let mut tree = self.tree.lock();
-        let Some(plan) = self.check(&tree, parent, name, new_parent, new_name, flags)? else {
+        let Some(mut plan) = self.check(&tree, parent, name, new_parent, new_name, flags)? else {
             return Ok(Missing::Nothing);
         };
         let moved = self.moved(&tree, &plan)?;
+        plan.now_local = moved.first().is_some_and(|one| one.now_local);
         let missing = self.missing(&tree, &moved);
         if !missing.is_empty() {
             return Ok(Missing::Content(missing));
@@ -133,13 +134,25 @@ impl Core {
             tree.detach(target, Attachment::Unlinked);
         }
         tree.relink(plan.ino, plan.new_parent, &plan.new_name)?;
-        self.relabel(&mut tree, plan.ino);
+        for one in &moved {
+            tree.get_mut(one.ino)?.local = one.now_local;
+        }
+        if !plan.now_local {
+            self.store_folders(&mut tree, plan.new_parent, &mut effects.steps);
+        }
+        if plan.parent == ROOT && plan.new_parent == ROOT {
+            self.rules.renamed(&plan.old_key, &plan.new_key);
+        }
         self.dir_changed(&mut tree, plan.parent);
         self.dir_changed(&mut tree, plan.new_parent);
         self.touch_index(&tree, plan.ino);
         self.finish_move(&mut tree, &plan, &moved, &mut effects);
         let seq = self.enter(&tree, effects.steps, &effects.files);
         drop(tree);
+        for one in moved.iter().filter(|one| one.was_local) {
+            self.uncover(&one.old_key);
+        }
+        self.heed_rules();
         self.commit(seq)?;
         Ok(Missing::Nothing)
     }
@@ -166,7 +179,7 @@ impl Core {
         if target == Some(ino) {
             return Ok(None);
         }
-        let (new_key, now_local) = self.new_name(tree, new_parent, new_name, Shape::of(&inode.node))?;
+        let (new_key, _) = self.new_name(tree, new_parent, new_name, Shape::of(&inode.node))?;
         if let Some(target) = target {
             let target = tree.get(target)?;
             match (inode.is_dir(), &target.node) {
@@ -180,11 +193,7 @@ impl Core {
         if inode.is_dir() && tree.below(ino).contains(&new_parent) {
             return Err(Errno::EINVAL);
         }
-        match &inode.node {
-            Node::Symlink(_) if !now_local && new_parent == ROOT => return Err(Errno::EPERM),
-            _ => {}
-        }
-        Ok(Some(Move {
+        let mut plan = Move {
             ino,
             parent,
             new_parent,
@@ -193,28 +202,46 @@ impl Core {
             old_key: tree.key(ino)?,
             new_key,
             was_local: inode.local,
-            now_local,
-        }))
+            now_local: false,
+        };
+        plan.now_local = self.will_be_local(tree, &plan, (ino, &plan.old_key, &plan.new_key))?;
+        match &inode.node {
+            Node::Symlink(_) if !plan.now_local && new_parent == ROOT => return Err(Errno::EPERM),
+            _ => {}
+        }
+        Ok(Some(plan))
+    }
+
+    /// Whether an inode that moves is local-only afterwards. A workspace's own list decides about new names: what is stored
+    /// although it matches, or is put in the place of something stored, stays stored.
+    fn will_be_local(&self, tree: &Tree, plan: &Move, (ino, old_key, new_key): (Ino, &str, &str)) -> Result<bool, Errno> {
+        let inode = tree.get(ino)?;
+        let shape = Shape::of(&inode.node);
+        if self.rules.by_host(new_key, shape) {
+            return Ok(true);
+        }
+        let old_matched = self.rules.by_workspace(old_key, shape);
+        // A workspace keeps its rules when its name changes.
+        let whole = plan.parent == ROOT && plan.new_parent == ROOT;
+        let matches = if whole { old_matched } else { self.rules.by_workspace(new_key, shape) };
+        let replaces_stored = ino == plan.ino
+            && shape != Shape::Dir
+            && (plan.target.is_some_and(|target| tree.get(target).is_ok_and(|target| !target.local))
+                || self.intents.is_aside(new_key));
+        Ok(matches && (inode.local || !old_matched) && !replaces_stored)
     }
 
     /// All that moves, parents before children, with its names and on which side of the border it was and will be.
     fn moved(&self, tree: &Tree, plan: &Move) -> Result<Vec<Moved>, Errno> {
-        let mut now_local = HashMap::new();
-        let mut all = Vec::new();
+        let mut all: Vec<Moved> = Vec::new();
         for ino in tree.below(plan.ino) {
             let old_key = tree.key(ino)?;
             let new_key = format!("{}{}", plan.new_key, &old_key[plan.old_key.len()..]);
             let inode = tree.get(ino)?;
-            let parent_local = if ino == plan.ino {
-                tree.get(plan.new_parent)?.local
-            } else {
-                now_local.get(&inode.parent).copied().unwrap_or(false)
-            };
-            let local = self.is_local(parent_local, &new_key, Shape::of(&inode.node));
+            let local = self.will_be_local(tree, plan, (ino, &old_key, &new_key))?;
             if !local && new_key.len() > MAX_KEY {
                 return Err(Errno::ENAMETOOLONG);
             }
-            now_local.insert(ino, local);
             all.push(Moved {
                 ino,
                 // A folder that got its first file a moment ago may still be in the index that S3 has.
@@ -228,6 +255,15 @@ impl Core {
                 old_key,
                 new_key,
             });
+        }
+        // A folder with something stored in it is stored, whatever its name.
+        let place: HashMap<Ino, usize> = all.iter().enumerate().map(|(at, one)| (one.ino, at)).collect();
+        for at in (1..all.len()).rev() {
+            if !all[at].now_local
+                && let Some(above) = place.get(&tree.get(all[at].ino)?.parent)
+            {
+                all[*above].now_local = false;
+            }
         }
         Ok(all)
     }
@@ -343,7 +379,7 @@ impl Core {
             dir.marker = false;
         }
         let becomes_backup =
-            !one.was_local && one.now_local && self.cfg.excludes.transient(&one.new_key) && tree.file(one.ino).is_ok();
+            !one.was_local && one.now_local && self.rules.transient(&one.new_key) && tree.file(one.ino).is_ok();
         if one.had_entry && !becomes_backup {
             effects.steps.push(Step::Meta {
                 key: one.old_key.clone(),
@@ -441,18 +477,6 @@ impl Core {
             }
         }
         self.emptied(tree, plan.parent, &mut effects.steps);
-    }
-
-    fn relabel(&self, tree: &mut Tree, top: Ino) {
-        for ino in tree.below(top) {
-            let Ok(inode) = tree.get(ino) else { continue };
-            let parent_local = tree.get(inode.parent).is_ok_and(|parent| parent.local);
-            let Ok(key) = tree.key(ino) else { continue };
-            let local = self.is_local(parent_local, &key, Shape::of(&inode.node));
-            if let Ok(inode) = tree.get_mut(ino) {
-                inode.local = local;
-            }
-        }
     }
 }
 

@@ -81,6 +81,7 @@ impl Core {
     /// # Errors
     /// `ENOSPC` and `EIO` from the journal; the content stays.
     pub(crate) fn save_here(&self, file: &Arc<File>) -> Result<Option<()>, Errno> {
+        self.store_if_no_rule(file)?;
         if self.waits_for_s3(file) {
             return Ok(None);
         }
@@ -112,6 +113,7 @@ impl Core {
     /// # Errors
     /// As [`Core::save_here`]; `EIO` also when S3 was to be waited for and did not take it in time.
     pub(crate) async fn save(self: &Arc<Self>, file: &Arc<File>) -> Result<(), Errno> {
+        self.store_if_no_rule(file)?;
         let taken = {
             let mut state = file.state();
             let number = state.version;
@@ -164,6 +166,7 @@ impl Core {
         self.enter(&tree, steps, &[(file.clone(), key, version.number)]);
         drop(tree);
         self.unsaved.remove(file);
+        self.heed_rules();
         Ok(())
     }
 
@@ -184,6 +187,9 @@ impl Core {
             // Its index is written, and the journal's record of it cleared then.
             if let Step::Meta { key, .. } | Step::BackupGone { key } = step {
                 self.index.touch(app_of(key));
+            }
+            if let Step::Put { key, .. } = step {
+                self.rules.stale.note_key(key);
             }
         }
         let Entered { seq, held } = self.intents.enter(steps);

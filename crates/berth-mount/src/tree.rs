@@ -16,7 +16,12 @@ use std::{
 
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
-use crate::file::{Attachment, File};
+use berth_workspace::WorkspaceFile;
+
+use crate::{
+    file::{Attachment, File},
+    rules::Stale,
+};
 
 /// An inode number.
 pub(crate) type Ino = u64;
@@ -141,6 +146,8 @@ pub(crate) struct Tree {
     next: Ino,
     uid: u32,
     gid: u32,
+    /// Told of every `workspace.json` that comes or goes.
+    pub(crate) stale: Arc<Stale>,
 }
 
 /// The first name of a key or path: its workspace.
@@ -166,6 +173,19 @@ impl Tree {
             next: ROOT + 1,
             uid,
             gid,
+            stale: Arc::default(),
+        }
+    }
+
+    /// `name` below `folder` comes or goes.
+    fn note_rules(&self, folder: Ino, name: &str, is_dir: bool) {
+        if folder == ROOT && is_dir {
+            self.stale.note(name);
+        } else if name == WorkspaceFile::PATH
+            && folder != ROOT
+            && let Some(workspace) = self.inodes.get(&folder).filter(|inode| inode.parent == ROOT)
+        {
+            self.stale.note(&workspace.name);
         }
     }
 
@@ -214,6 +234,7 @@ impl Tree {
         }
         dir.children.insert(name.clone(), ino);
         dir.subdirs += u32::from(is_dir);
+        let inode_name = name.clone();
         self.inodes.insert(
             ino,
             Inode {
@@ -228,6 +249,9 @@ impl Tree {
                 node,
             },
         );
+        if !is_dir {
+            self.note_rules(parent, &inode_name, false);
+        }
         Ok(())
     }
 
@@ -279,6 +303,7 @@ impl Tree {
             dir.children.remove(&name);
             dir.subdirs -= u32::from(is_dir);
         }
+        self.note_rules(parent, &name, is_dir);
         if !known {
             self.inodes.remove(&ino);
         }
@@ -306,6 +331,9 @@ impl Tree {
             Node::File(file) => file.state().times.ctime = now,
             _ => inode.times.ctime = now,
         }
+        let new_name = inode.name.clone();
+        self.note_rules(old_parent, &old_name, is_dir);
+        self.note_rules(parent, &new_name, is_dir);
         Ok(())
     }
 

@@ -38,6 +38,8 @@ pub enum Why {
     LongName,
     /// The key is also a folder: other keys begin with it.
     NameOfFolder,
+    /// A local-only file of this host has its name.
+    LocalFile,
     /// Paths like it never go to S3 from here (`[mount] exclude`).
     Excluded,
 }
@@ -53,6 +55,7 @@ impl Why {
             Self::NotUtf8 => "the key is no UTF-8 text",
             Self::LongName => "a part of the path has more than 255 bytes",
             Self::NameOfFolder => "other objects make a folder of the same name",
+            Self::LocalFile => "a file that is only on this host has its name (`exclude` of workspace.json)",
             Self::Excluded => "the path is excluded (`[mount] exclude`): such files stay local",
         }
     }
@@ -161,6 +164,11 @@ impl Record {
     /// Whether an object is not shown because a folder has its name.
     pub(crate) fn is_behind_folder(&self, key: &str) -> bool {
         self.met.lock().named.get(key) == Some(&Why::NameOfFolder)
+    }
+
+    /// Whether an object is not shown because a local-only file has its name.
+    pub(crate) fn is_behind_local(&self, key: &str) -> bool {
+        self.met.lock().named.get(key) == Some(&Why::LocalFile)
     }
 
     pub(crate) fn report(&self) -> Unshown {

@@ -78,6 +78,11 @@ const OTHER_LIMIT_NAMES: [(&str, &str); 6] = [
     ("tmp", "tmp_size"),
 ];
 
+/// The most patterns of `exclude`: the mount asks them for every name.
+pub(crate) const MAX_PATTERNS: usize = 64;
+/// The longest of them, in bytes: a file's name has no more.
+pub(crate) const MAX_PATTERN: usize = 255;
+
 /// A command as it may be written in `workspace.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -172,6 +177,9 @@ pub struct WorkspaceFile {
 }
 
 impl WorkspaceFile {
+    /// Where it is in a workspace.
+    pub const PATH: &str = PATH;
+
     /// Reads a `workspace.json`.
     ///
     /// # Errors

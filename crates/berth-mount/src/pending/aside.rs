@@ -29,6 +29,11 @@ impl Intents {
         kept
     }
 
+    /// Whether the file at `key` is an editor's backup now, for which S3 keeps what it has there.
+    pub(crate) fn is_aside(&self, key: &str) -> bool {
+        self.inner.lock().aside.contains_key(key)
+    }
+
     /// What the index of `app` says of files that are editors' backups now, by path within the workspace.
     pub(crate) fn entries_aside(&self, app: &str) -> Vec<(String, IndexEntry)> {
         let inner = self.inner.lock();

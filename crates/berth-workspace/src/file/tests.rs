@@ -197,6 +197,20 @@ fn each_mistake_is_told_at_its_place() {
     }
 }
 
+#[test]
+fn a_list_of_patterns_is_bounded_in_number_and_length() {
+    let list = |patterns: &[String]| format!("{{\"exclude\": [{}]}}", patterns.join(", "));
+    let many: Vec<String> = (0..65).map(|n| format!("\"{n}.bin\"")).collect();
+    assert_eq!(ok(&list(&many[..64])).exclude.len(), 64);
+    let told = WorkspaceFile::parse(list(&many).as_bytes()).unwrap_err();
+    assert!(told.message.contains("65 patterns, and 64 are the most"), "{told}");
+    let long = |bytes: usize| format!("\"{}\"", "x".repeat(bytes));
+    assert_eq!(ok(&list(&[long(255)])).exclude.len(), 1);
+    let told = WorkspaceFile::parse(list(&[long(256)]).as_bytes()).unwrap_err();
+    assert!(told.message.contains("256 bytes"), "{told}");
+    assert_eq!((told.line, told.column), (1, 14));
+}
+
 /// A value that may be right or wrong for any key.
 fn any_value() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![

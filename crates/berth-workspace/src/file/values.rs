@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use super::{Command, Install, Member, Mistake, Node, Value, object};
+use super::{Command, Install, MAX_PATTERN, MAX_PATTERNS, Member, Mistake, Node, Value, object};
 use crate::Kind;
 use crate::json::shorten;
 use crate::suggest::nearest;
@@ -195,9 +195,22 @@ pub(super) fn exclude(node: &Node) -> Result<Vec<String>, Mistake> {
             format!("`exclude` is a list such as [\"*.bin\"], not {found}"),
         ));
     };
+    if let Some(one_more) = items.get(MAX_PATTERNS) {
+        let many = items.len();
+        return Err(wrong(
+            one_more,
+            format!("`exclude` has {many} patterns, and {MAX_PATTERNS} are the most; put such files in one folder: \"out/**\""),
+        ));
+    }
     let mut patterns = Vec::new();
     for item in items {
         let pattern = text(item, "exclude", "\"*.bin\"")?.to_owned();
+        if pattern.len() > MAX_PATTERN {
+            return Err(wrong(
+                item,
+                format!("a pattern of {} bytes: {MAX_PATTERN} are the most", pattern.len()),
+            ));
+        }
         crate::Excludes::new(std::slice::from_ref(&pattern)).map_err(|error| wrong(item, error.to_string()))?;
         patterns.push(pattern);
     }
