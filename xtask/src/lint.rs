@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::promises;
 use crate::step::{cargo, output, repository, run, say};
 
 /// A file longer than this wants to be two; told, not refused.
@@ -36,6 +37,12 @@ pub fn lint() -> Result<()> {
     let files = tracked()?;
     for file in &files {
         check(file, &mut findings);
+    }
+    for document in promises::DOCUMENTS {
+        match fs::read_to_string(repository().join(document)) {
+            Ok(text) => findings.extend(promises::broken(document, &text, repository())),
+            Err(error) => findings.push(format!("{document}: {error}")),
+        }
     }
     say("cargo clippy -D warnings");
     let mut clippy = cargo();

@@ -12,6 +12,7 @@ mod examples;
 mod http;
 mod lint;
 mod packages;
+mod promises;
 mod step;
 mod suites;
 mod test;

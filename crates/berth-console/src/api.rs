@@ -10,6 +10,7 @@ use axum::{
     routing::{get, post},
 };
 use berth_host::{AppSnapshot, Host, InvalidWorkspace};
+use berth_mount::LocalPaths;
 use berth_workspace::AppName;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,19 @@ pub struct Api {
     pub log_dir: PathBuf,
     /// Describes the daemon at the moment of the call.
     pub status: Arc<dyn Fn() -> DaemonStatus + Send + Sync>,
+    /// What a workspace has on this host only. Looks at all its names: not to be asked from a thread that others wait for.
+    pub local: Arc<dyn Fn(&AppName) -> LocalPaths + Send + Sync>,
+}
+
+/// One app, as `berth inspect` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AppDetail {
+    /// Its state.
+    #[serde(flatten)]
+    pub app: AppSnapshot,
+    /// What of its workspace lives on this host only.
+    #[serde(default)]
+    pub local: LocalPaths,
 }
 
 /// The daemon itself, as `berth status` shows it.
@@ -139,8 +153,13 @@ async fn list(State(api): State<Api>) -> Json<AppList> {
     })
 }
 
-async fn one(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<AppSnapshot>, ApiError> {
-    snapshot(&api, &parse_name(&name)?).map(Json)
+async fn one(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<AppDetail>, ApiError> {
+    let name = parse_name(&name)?;
+    let app = snapshot(&api, &name)?;
+    let look = Arc::clone(&api.local);
+    let local = tokio::task::spawn_blocking(move || look(&name)).await;
+    let local = local.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(Json(AppDetail { app, local }))
 }
 
 async fn start(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<AppSnapshot>, ApiError> {

@@ -7,7 +7,7 @@
 //!   GET  /v1/status                     the daemon itself
 //!   GET  /metrics                       the same as numbers, for Prometheus
 //!   GET  /v1/apps                       all apps, and folders that cannot be apps
-//!   GET  /v1/apps/NAME                  one app
+//!   GET  /v1/apps/NAME                  one app, and what of its workspace is on this host only
 //!   POST /v1/apps/NAME/{start,stop,restart}
 //!   GET  /v1/apps/NAME/logs?tail=N&follow=true      one JSON object a line; endless with follow
 //!   GET  /v1/apps/NAME/exec?request=JSON            101, then frames (see [`frames`])
@@ -28,6 +28,6 @@ mod metrics;
 mod session;
 mod stream;
 
-pub use api::{Api, AppList, DaemonStatus, S3Status, router};
+pub use api::{Api, AppDetail, AppList, DaemonStatus, S3Status, router};
 pub use listen::{ListenError, bind, serve};
 pub use session::RunParameters;

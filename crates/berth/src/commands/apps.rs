@@ -5,9 +5,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use berth_console::{AppList, DaemonStatus};
+use berth_console::{AppDetail, AppList, DaemonStatus};
 use berth_host::{AppSnapshot, ColdStart};
-use berth_mount::{Pending, Unshown, Why};
+use berth_mount::{LocalPaths, Pending, Rule, Unshown, Why};
 use berth_store::Feed;
 
 use super::{print_json, print_line, table};
@@ -127,10 +127,11 @@ pub async fn stats(client: &Client, json: bool) -> Result<ExitCode, Failure> {
 }
 
 pub async fn inspect(client: &Client, name: &str, json: bool) -> Result<ExitCode, Failure> {
-    let app: AppSnapshot = client.get(&format!("/v1/apps/{}", encode(name))).await?;
+    let detail: AppDetail = client.get(&format!("/v1/apps/{}", encode(name))).await?;
     if json {
-        return print_json(&app);
+        return print_json(&detail);
     }
+    let AppDetail { app, local } = detail;
     let line = |what: &str, value: String| print_line(&format!("{what:<17}{value}"));
     let dash = || "-".to_owned();
     line("Name", app.name.to_string());
@@ -167,6 +168,9 @@ pub async fn inspect(client: &Client, name: &str, json: bool) -> Result<ExitCode
     if let Some(start) = &app.last_cold_start {
         line("Last cold start", time_line(start));
     }
+    for (at, told) in only_local(&local).into_iter().enumerate() {
+        line(if at == 0 { "Only local" } else { "" }, told);
+    }
     for warning in &app.warnings {
         line("Warning", warning.clone());
     }
@@ -177,6 +181,49 @@ pub async fn inspect(client: &Client, name: &str, json: bool) -> Result<ExitCode
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What of a workspace is on this host only: how much, the largest paths, and what keeps them out of S3.
+fn only_local(local: &LocalPaths) -> Vec<String> {
+    let sum = |files: u64, bytes: u64| {
+        let noun = if files == 1 { "file" } else { "files" };
+        format!("{files} {noun}, {}", table::bytes(bytes))
+    };
+    let mut told = vec![match local.files {
+        0 => "nothing".to_owned(),
+        _ => format!("{} (never in S3)", sum(local.files, local.bytes)),
+    }];
+    for path in &local.largest {
+        let what = match path.path.as_str() {
+            "/" => "the whole workspace",
+            path => path,
+        };
+        told.push(format!("{what}: {}, by {}", sum(path.files, path.bytes), by(&path.rule)));
+    }
+    let more = local.paths.saturating_sub(local.largest.len() as u64);
+    if more > 0 {
+        told.push(format!("and {more} more paths; by rule:"));
+        for share in &local.rules {
+            told.push(format!("{}: {}", by(&share.rule), sum(share.files, share.bytes)));
+        }
+    }
+    if local.stored_before > 0 {
+        told.push(format!(
+            "{} more match `exclude` of workspace.json and are in S3: they were stored before, and stay until they are removed",
+            local.stored_before
+        ));
+    }
+    told
+}
+
+fn by(rule: &Rule) -> String {
+    match rule {
+        Rule::Host(pattern) => format!("{pattern} of [mount] exclude"),
+        Rule::Workspace(pattern) => format!("{pattern} of workspace.json"),
+        Rule::Temporary => "its name, one of editors' temporary files".into(),
+        Rule::Special => "its kind: no object can be a FIFO, socket or device".into(),
+        Rule::NoLonger => "no rule any more: it goes to S3 with its next save".into(),
+    }
 }
 
 /// The phases in their order, in milliseconds.
@@ -283,7 +330,48 @@ fn not_shown(unshown: &Unshown) -> String {
 
 #[cfg(test)]
 mod tests {
+    use berth_mount::{LocalPath, LocalShare};
+
     use super::*;
+
+    #[test]
+    fn what_is_only_local_is_told_with_the_rule_and_the_rest_is_summed_up() {
+        assert_eq!(only_local(&LocalPaths::default()), ["nothing"]);
+        let path = |path: &str, rule| LocalPath {
+            path: path.into(),
+            files: 1,
+            bytes: 1_048_576,
+            rule,
+        };
+        let host = Rule::Host("dist/**".into());
+        let mut local = LocalPaths {
+            files: 2,
+            bytes: 2_097_152,
+            paths: 2,
+            largest: vec![path("dist/", host.clone()), path("a.bin", Rule::Workspace("*.bin".into()))],
+            ..LocalPaths::default()
+        };
+        let told = only_local(&local);
+        assert_eq!(
+            told,
+            [
+                "2 files, 2.0 MiB (never in S3)",
+                "dist/: 1 file, 1.0 MiB, by dist/** of [mount] exclude",
+                "a.bin: 1 file, 1.0 MiB, by *.bin of workspace.json",
+            ]
+        );
+        local.paths = 9;
+        local.stored_before = 3;
+        local.rules.push(LocalShare {
+            rule: host,
+            files: 2,
+            bytes: 0,
+        });
+        let told = only_local(&local).split_off(3);
+        assert_eq!(told[0], "and 7 more paths; by rule:");
+        assert!(told[1].starts_with("dist/** of [mount] exclude: 2 files"), "{told:?}");
+        assert!(told[2].starts_with("3 more match"), "{told:?}");
+    }
 
     #[test]
     fn what_is_not_yet_in_s3_is_said_with_its_age_and_the_reason() {

@@ -131,6 +131,7 @@ async fn up(
         host,
         log_dir: config.paths.logs.clone(),
         status,
+        local: parts::local_source(built),
     });
     let admin = tokio::spawn(berth_console::serve(admin, router, async {
         let _ = stopped.await;

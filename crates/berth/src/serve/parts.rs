@@ -11,11 +11,11 @@ use berth_console::{DaemonStatus, S3Status};
 use berth_edge::{Apps, Edge, EdgeConfig};
 use berth_host::{Host, HostConfig, HostParts, InstallEnv};
 use berth_image::ImageStore;
-use berth_mount::{Mount, MountConfig};
+use berth_mount::{LocalPaths, Mount, MountConfig};
 use berth_sandbox::{Limits, Network, NetworkConfig, Spawner};
 use berth_store::{EmbeddedConfig, EmbeddedServer, Hints, Store, StoreConfig};
 use berth_sys::netns::SocketFactory;
-use berth_workspace::Excludes;
+use berth_workspace::{AppName, Excludes};
 use nix::{
     mount::{MntFlags, MsFlags, mount as mount_file_system, umount2},
     sys::{
@@ -402,6 +402,16 @@ pub fn status_source(
             hints: hints.as_ref().map(|hints| hints.counts()),
         };
         status
+    })
+}
+
+/// Tells what a workspace has on this host only, whenever it is asked.
+pub fn local_source(parts: &Parts) -> Arc<dyn Fn(&AppName) -> LocalPaths + Send + Sync> {
+    // Weak, as for the status.
+    let mount = parts.mount.as_ref().map(Arc::downgrade);
+    Arc::new(move |workspace| {
+        let mount = mount.as_ref().and_then(std::sync::Weak::upgrade);
+        mount.map(|mount| mount.local_paths(workspace.as_str())).unwrap_or_default()
     })
 }
 
