@@ -110,6 +110,47 @@ fn git_works_in_a_workspace_and_excluded_paths_stay_on_this_host() {
 }
 
 #[test]
+fn inspect_tells_what_of_a_workspace_is_on_this_host_only_and_why() {
+    let daemon = Daemon::start(BERTH);
+    daemon.save("site/index.html", "hello");
+    daemon.save("site/before.bin", "stored before the rule");
+    daemon.save("site/workspace.json", r#"{"exclude": ["*.bin", "out/**"]}"#);
+    daemon.save("site/a.bin", "12345");
+    daemon.save("site/out/deep/x", "1234567890");
+    daemon.save("site/node_modules/x/i.js", "123");
+    let keys = daemon.bucket_keys();
+    let stored: Vec<_> = keys.iter().filter(|key| !key.starts_with(".berth/")).collect();
+    assert_eq!(stored, ["site/before.bin", "site/index.html", "site/workspace.json"]);
+    berth_harness::wait_for("the app is known", || daemon.inspect("site").is_some());
+    let local = daemon.inspect("site").unwrap()["local"].clone();
+    assert_eq!(
+        local,
+        serde_json::json!({
+            "files": 3, "bytes": 18, "paths": 3, "stored_before": 1,
+            "largest": [
+                {"path": "out/", "files": 1, "bytes": 10, "from": "workspace", "pattern": "out/**"},
+                {"path": "a.bin", "files": 1, "bytes": 5, "from": "workspace", "pattern": "*.bin"},
+                {"path": "node_modules/", "files": 1, "bytes": 3, "from": "host", "pattern": "node_modules/**"},
+            ],
+            "rules": [
+                {"files": 1, "bytes": 10, "from": "workspace", "pattern": "out/**"},
+                {"files": 1, "bytes": 5, "from": "workspace", "pattern": "*.bin"},
+                {"files": 1, "bytes": 3, "from": "host", "pattern": "node_modules/**"},
+            ],
+        })
+    );
+    let told = daemon.berth(&["inspect", "site"]).stdout;
+    for line in [
+        "Only local       3 files, 18 B (never in S3)",
+        "out/: 1 file, 10 B, by out/** of workspace.json",
+        "node_modules/: 1 file, 3 B, by node_modules/** of [mount] exclude",
+        "stored before",
+    ] {
+        assert!(told.contains(line), "{line} is not in\n{told}");
+    }
+}
+
+#[test]
 fn a_mapped_file_a_sparse_one_and_a_large_one_read_as_written() {
     let daemon = Daemon::start(BERTH);
     let work = daemon.workspaces().join("big");

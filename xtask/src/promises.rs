@@ -82,10 +82,19 @@ mod tests {
         assert!(told("`remote.rs` `a_file_made_elsewhere_appears_even_after_it_was_missed`").is_empty());
         assert!(told("x | `tests/e2e/mount.rs`, `model.rs` `random_operations_behave_as_on_a_disk`").is_empty());
         assert!(told("as `a_file_made_elsewhere_appears_even_after_it_was_missed` says").is_empty());
-        assert!(told("`[mount] exclude`, `O_TRUNC`, `journal_max`, `file.conflict-HOST-TIME`, an odd ` at_the_very_end").is_empty());
+        assert!(
+            told("`[mount] exclude`, `O_TRUNC`, `journal_max`, `file.conflict-HOST-TIME`, an odd ` at_the_very_end")
+                .is_empty()
+        );
         let moved = told("\n`cache.rs` `a_file_made_elsewhere_appears_even_after_it_was_missed`");
-        assert!(moved[0].starts_with("a.md:2: there is no test a_file_made"), "{moved:?}");
-        assert_eq!(told("`no_such_test_at_all`"), ["a.md:1: there is no test no_such_test_at_all"]);
+        assert!(
+            moved[0].starts_with("a.md:2: there is no test a_file_made"),
+            "{moved:?}"
+        );
+        assert_eq!(
+            told("`no_such_test_at_all`"),
+            ["a.md:1: there is no test no_such_test_at_all"]
+        );
         assert_eq!(told("`gone.rs`"), ["a.md:1: there is no file gone.rs"]);
     }
 

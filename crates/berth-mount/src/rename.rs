@@ -140,7 +140,7 @@ impl Core {
         if !plan.now_local {
             self.store_folders(&mut tree, plan.new_parent, &mut effects.steps);
         }
-        if plan.parent == ROOT && plan.new_parent == ROOT {
+        if plan.parent == ROOT && plan.new_parent == ROOT && tree.get(plan.ino)?.is_dir() {
             self.rules.renamed(&plan.old_key, &plan.new_key);
         }
         self.dir_changed(&mut tree, plan.parent);
@@ -214,7 +214,12 @@ impl Core {
 
     /// Whether an inode that moves is local-only afterwards. A workspace's own list decides about new names: what is stored
     /// although it matches, or is put in the place of something stored, stays stored.
-    fn will_be_local(&self, tree: &Tree, plan: &Move, (ino, old_key, new_key): (Ino, &str, &str)) -> Result<bool, Errno> {
+    fn will_be_local(
+        &self,
+        tree: &Tree,
+        plan: &Move,
+        (ino, old_key, new_key): (Ino, &str, &str),
+    ) -> Result<bool, Errno> {
         let inode = tree.get(ino)?;
         let shape = Shape::of(&inode.node);
         if self.rules.by_host(new_key, shape) {
@@ -223,10 +228,16 @@ impl Core {
         let old_matched = self.rules.by_workspace(old_key, shape);
         // A workspace keeps its rules when its name changes.
         let whole = plan.parent == ROOT && plan.new_parent == ROOT;
-        let matches = if whole { old_matched } else { self.rules.by_workspace(new_key, shape) };
+        let matches = if whole {
+            old_matched
+        } else {
+            self.rules.by_workspace(new_key, shape)
+        };
         let replaces_stored = ino == plan.ino
             && shape != Shape::Dir
-            && (plan.target.is_some_and(|target| tree.get(target).is_ok_and(|target| !target.local))
+            && (plan
+                .target
+                .is_some_and(|target| tree.get(target).is_ok_and(|target| !target.local))
                 || self.intents.is_aside(new_key));
         Ok(matches && (inode.local || !old_matched) && !replaces_stored)
     }

@@ -165,7 +165,9 @@ impl Rules {
 
     /// Whether the workspace's own list matches `key`.
     pub(crate) fn by_workspace(&self, key: &str, shape: Shape) -> bool {
-        let Some((list, path)) = self.list_of(key) else { return false };
+        let Some((list, path)) = self.list_of(key) else {
+            return false;
+        };
         (shape != Shape::Dir && list.excluded(path)) || (shape != Shape::File && list.excluded_dir(path))
     }
 

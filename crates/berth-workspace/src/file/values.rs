@@ -199,7 +199,9 @@ pub(super) fn exclude(node: &Node) -> Result<Vec<String>, Mistake> {
         let many = items.len();
         return Err(wrong(
             one_more,
-            format!("`exclude` has {many} patterns, and {MAX_PATTERNS} are the most; put such files in one folder: \"out/**\""),
+            format!(
+                "`exclude` has {many} patterns, and {MAX_PATTERNS} are the most; put such files in one folder: \"out/**\""
+            ),
         ));
     }
     let mut patterns = Vec::new();

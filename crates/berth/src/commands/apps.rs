@@ -198,7 +198,11 @@ fn only_local(local: &LocalPaths) -> Vec<String> {
             "/" => "the whole workspace",
             path => path,
         };
-        told.push(format!("{what}: {}, by {}", sum(path.files, path.bytes), by(&path.rule)));
+        told.push(format!(
+            "{what}: {}, by {}",
+            sum(path.files, path.bytes),
+            by(&path.rule)
+        ));
     }
     let more = local.paths.saturating_sub(local.largest.len() as u64);
     if more > 0 {
@@ -348,7 +352,10 @@ mod tests {
             files: 2,
             bytes: 2_097_152,
             paths: 2,
-            largest: vec![path("dist/", host.clone()), path("a.bin", Rule::Workspace("*.bin".into()))],
+            largest: vec![
+                path("dist/", host.clone()),
+                path("a.bin", Rule::Workspace("*.bin".into())),
+            ],
             ..LocalPaths::default()
         };
         let told = only_local(&local);

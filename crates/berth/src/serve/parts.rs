@@ -411,7 +411,9 @@ pub fn local_source(parts: &Parts) -> Arc<dyn Fn(&AppName) -> LocalPaths + Send 
     let mount = parts.mount.as_ref().map(Arc::downgrade);
     Arc::new(move |workspace| {
         let mount = mount.as_ref().and_then(std::sync::Weak::upgrade);
-        mount.map(|mount| mount.local_paths(workspace.as_str())).unwrap_or_default()
+        mount
+            .map(|mount| mount.local_paths(workspace.as_str()))
+            .unwrap_or_default()
     })
 }
 
