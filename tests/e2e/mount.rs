@@ -118,10 +118,14 @@ fn inspect_tells_what_of_a_workspace_is_on_this_host_only_and_why() {
     daemon.save("site/a.bin", "12345");
     daemon.save("site/out/deep/x", "1234567890");
     daemon.save("site/node_modules/x/i.js", "123");
-    let keys = daemon.bucket_keys();
-    let stored: Vec<_> = keys.iter().filter(|key| !key.starts_with(".berth/")).collect();
-    assert_eq!(stored, ["site/before.bin", "site/index.html", "site/workspace.json"]);
-    berth_harness::wait_for("the app is known", || daemon.inspect("site").is_some());
+    let stored = ["site/before.bin", "site/index.html", "site/workspace.json"];
+    berth_harness::wait("S3 to have these alone", std::time::Duration::from_secs(10), || {
+        let keys = daemon.bucket_keys();
+        keys.iter().filter(|key| !key.starts_with(".berth/")).eq(&stored)
+    });
+    berth_harness::wait("the app to be known", std::time::Duration::from_secs(10), || {
+        daemon.inspect("site").is_some()
+    });
     let local = daemon.inspect("site").unwrap()["local"].clone();
     assert_eq!(
         local,
