@@ -40,7 +40,7 @@ struct Workspace {
     /// Static apps: the folder that is served.
     root: Option<String>,
     /// Patterns, beside the host's, of what is never stored: NAME/** for folders, NAME for files, at any depth.
-    #[schemars(length(max = 64), inner(length(max = 255)))]
+    #[schemars(extend("maxItems" = 64))]
     exclude: Option<Vec<String>>,
 }
 
