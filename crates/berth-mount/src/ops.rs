@@ -277,10 +277,10 @@ impl Core {
             self.emptied(&mut tree, parent, &mut steps);
         }
         let seq = self.enter(&tree, steps, &[]);
-        drop(tree);
         if local {
-            self.uncover(&key);
+            self.uncover(&mut tree, &key);
         }
+        drop(tree);
         self.heed_rules();
         self.commit(seq)
     }
@@ -311,9 +311,10 @@ impl Core {
         }
         let (local, marker) = (inode.local, dir.marker);
         let mut steps = Vec::new();
+        let key = tree.key(ino);
+        let key = if local { key.unwrap_or_default() } else { key? };
         if !local {
             self.admit(SMALL)?;
-            let key = tree.key(ino)?;
             if marker {
                 steps.push(delete_marker(&key));
             }
@@ -326,6 +327,9 @@ impl Core {
             self.emptied(&mut tree, parent, &mut steps);
         }
         let seq = self.enter(&tree, steps, &[]);
+        if local {
+            self.uncover(&mut tree, &key);
+        }
         drop(tree);
         self.commit(seq)
     }

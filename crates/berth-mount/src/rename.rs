@@ -148,10 +148,10 @@ impl Core {
         self.touch_index(&tree, plan.ino);
         self.finish_move(&mut tree, &plan, &moved, &mut effects);
         let seq = self.enter(&tree, effects.steps, &effects.files);
-        drop(tree);
         for one in moved.iter().filter(|one| one.was_local) {
-            self.uncover(&one.old_key);
+            self.uncover(&mut tree, &one.old_key);
         }
+        drop(tree);
         self.heed_rules();
         self.commit(seq)?;
         Ok(Missing::Nothing)

@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::symlink,
 };
 
-use berth_harness::fault_proxy::{Fault, Rule as NetworkRule};
+use berth_harness::fault_proxy::{Fault, Reach, Rule as NetworkRule};
 use berth_mount::{Rule, Why};
 use fixture::{Fixture, wait_for};
 use world::World;
@@ -158,10 +158,10 @@ fn a_restart_knows_the_lists_before_the_first_file() {
     let world = World::new();
     world.put("app/a", "a");
     let mut host = world.host("a", 1, |_| {});
-    host.proxy.reach(berth_harness::fault_proxy::Reach::Refused);
+    host.proxy.reach(Reach::Refused);
     fs::write(host.path("app/workspace.json"), list(&["*.bin"])).unwrap();
     world.kill(&mut host);
-    host.proxy.reach(berth_harness::fault_proxy::Reach::Up);
+    host.proxy.reach(Reach::Up);
     world.start(&mut host);
     fs::write(host.path("app/a.bin"), "local").unwrap();
     assert_eq!(host.mount().local_paths("app").files, 1);
@@ -332,6 +332,34 @@ fn an_object_behind_a_local_file_is_told_and_shows_when_that_is_gone() {
     });
     assert_eq!(f.sh("cat app/out/mine; readlink app/out/link"), "oursours\n");
     wait_for("and is told no longer", || f.mount().unshown().count == 0);
+}
+
+#[test]
+fn links_and_folders_of_others_outlive_local_ones_of_their_name() {
+    let world = World::new();
+    world.put("app/workspace.json", "{}");
+    let (a, b) = (world.host("a", 1, |_| {}), world.host("b", 2, |_| {}));
+    fs::write(a.path("app/workspace.json"), list(&["out/**", "link"])).unwrap();
+    fs::create_dir(a.path("app/out")).unwrap();
+    symlink("ours", a.path("app/link")).unwrap();
+    let index = r#"{"version":1,"entries":{"link":{"kind":"symlink","target":"theirs"},"out":{"kind":"dir"}}}"#;
+    world.settle(&a);
+    world.put(".berth/index/app.json", index);
+    world::wait_for("the other host shows them", || {
+        b.path("app/link").is_symlink() && b.path("app/out").is_dir()
+    });
+    assert_eq!(fs::read_link(a.path("app/link")).unwrap().to_str(), Some("ours"));
+    fs::create_dir(a.path("app/kept")).unwrap();
+    world::wait_for("the index is written anew, with theirs", || {
+        let text = world.text(".berth/index/app.json").unwrap_or_default();
+        text.contains("kept") && text.contains("theirs") && text.contains("\"out\"")
+    });
+    fs::remove_file(a.path("app/link")).unwrap();
+    assert_eq!(
+        fs::read_link(a.path("app/link")).unwrap().to_str(),
+        Some("theirs"),
+        "shown when ours is gone"
+    );
 }
 
 #[test]

@@ -228,8 +228,13 @@ impl Core {
         }
     }
 
-    /// A name was removed that was local-only: an object of that name, stored elsewhere, can be shown now.
-    pub(crate) fn uncover(&self, key: &str) {
+    /// A name was removed that was local-only: what was stored elsewhere under that name can be shown now.
+    pub(crate) fn uncover(&self, tree: &mut Tree, key: &str) {
+        if let Some((entry, written)) = self.index.take_described(key) {
+            let mut notices = Vec::new();
+            self.place_described(tree, key, &entry, written, &mut notices);
+            self.tell(tree, notices);
+        }
         if self.unshown.is_behind_local(key) {
             self.doubts.add(key);
         }
