@@ -55,6 +55,67 @@ E"#);
 }
 
 #[test]
+fn many_mappings_of_a_large_file_that_is_only_in_s3_read_the_same() {
+    need("python3", "python3-minimal");
+    let body: Vec<u8> = (0..24_u32 << 18).flat_map(u32::to_le_bytes).collect();
+    let sum = {
+        use md5::{Digest as _, Md5};
+        hex::encode(Md5::digest(&body))
+    };
+    let f = Fixture::with(|_| {}, |put| put("app/large", &body));
+    // Each starts elsewhere, so that the parts are asked for in no order.
+    let seen = f.sh(r#"
+        for start in 0 1 2 3 4 5; do
+            python3 - $start <<'E' &
+import hashlib, mmap, sys
+with open("app/large", "rb") as file:
+    seen = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    for at in range(int(sys.argv[1]) * 4096, len(seen), 1 << 20): seen[at]
+    print(hashlib.md5(seen).hexdigest())
+E
+        done
+        wait
+    "#);
+    assert_eq!(seen.lines().collect::<Vec<_>>(), [sum.as_str(); 6]);
+}
+
+#[test]
+fn a_mapping_shows_what_others_write_into_the_file() {
+    need("python3", "python3-minimal");
+    let f = Fixture::with(|_| {}, |put| put("app/a", &[b'o'; 8192]));
+    f.sh(r#"python3 - <<'E'
+import mmap, os, subprocess
+with open("app/a", "rb") as file:
+    seen = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    assert seen[:] == b"o" * 8192
+    subprocess.run("printf NEW | dd of=app/a bs=1 seek=5000 conv=notrunc status=none; printf more >> app/a", shell=True, check=True)
+    assert seen[4998:5005] == b"ooNEWoo", seen[4998:5005]
+    assert os.fstat(file.fileno()).st_size == 8196
+    assert mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)[8190:] == b"oomore"
+E"#);
+    let stored = f.object("app/a").unwrap();
+    assert_eq!(
+        (&stored[4998..5005], &stored[8190..]),
+        (&b"ooNEWoo"[..], &b"oomore"[..])
+    );
+}
+
+#[test]
+fn programs_run_from_the_mount() {
+    let mut f = Fixture::new();
+    f.sh("mkdir app && cp \"$(command -v sort)\" app/sorted && printf 'b\\na\\n' | app/sorted");
+    f.remount();
+    assert_eq!(f.sh("printf 'b\\na\\n' | app/sorted"), "a\nb\n");
+    // Replaced while it runs, as every installer does.
+    f.sh(r#"mkfifo app/pipe
+        app/sorted app/pipe > "$OUT/sorted" &
+        exec 9>app/pipe
+        cp "$(command -v true)" app/new && mv app/new app/sorted && app/sorted
+        printf 'd\nc\n' >&9 && exec 9>&- && wait"#);
+    assert_eq!(fs::read_to_string(f.out("sorted")).unwrap(), "c\nd\n");
+}
+
+#[test]
 fn rsync_by_checksum_finds_what_differs() {
     need("rsync", "rsync");
     let f = Fixture::new();

@@ -15,7 +15,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use crate::{Http, Leftovers, wait, wait_for};
+use crate::{Bucket, Http, Leftovers, wait, wait_for};
 
 /// How long a daemon may take until it answers.
 const UP: Duration = Duration::from_secs(60);
@@ -383,35 +383,19 @@ impl Daemon {
         serde_json::from_str(&self.berth(&["s3", "env", "--json"]).stdout).expect("the S3 environment")
     }
 
-    /// Runs rclone, an S3 client that shares no code with Berth, with the bucket as `b:`.
+    /// Runs rclone with the bucket as `b:`.
     ///
     /// # Panics
     /// When it is missing or fails.
     pub fn rclone(&self, arguments: &[&str]) -> String {
         let env = self.s3_env();
-        let done = Command::new("rclone")
-            .args(["--config", "/dev/null"])
-            .args(arguments)
-            .env("RCLONE_CONFIG_B_TYPE", "alias")
-            .env("RCLONE_CONFIG_B_REMOTE", format!("s3remote:{}", env["S3_BUCKET"]))
-            .env("RCLONE_CONFIG_S3REMOTE_TYPE", "s3")
-            .env("RCLONE_CONFIG_S3REMOTE_PROVIDER", "Other")
-            .env("RCLONE_CONFIG_S3REMOTE_ACCESS_KEY_ID", &env["AWS_ACCESS_KEY_ID"])
-            .env(
-                "RCLONE_CONFIG_S3REMOTE_SECRET_ACCESS_KEY",
-                &env["AWS_SECRET_ACCESS_KEY"],
-            )
-            .env("RCLONE_CONFIG_S3REMOTE_ENDPOINT", &env["AWS_ENDPOINT_URL"])
-            // It cannot take a bundle of certificates for a plain connection.
-            .env_remove("AWS_CA_BUNDLE")
-            .output()
-            .expect("rclone is missing: apt-get install rclone");
-        assert!(
-            done.status.success(),
-            "rclone {arguments:?}: {}",
-            String::from_utf8_lossy(&done.stderr)
-        );
-        String::from_utf8_lossy(&done.stdout).into_owned()
+        let bucket = Bucket {
+            endpoint: env["AWS_ENDPOINT_URL"].clone(),
+            access_key: env["AWS_ACCESS_KEY_ID"].clone(),
+            secret_key: env["AWS_SECRET_ACCESS_KEY"].clone(),
+            name: env["S3_BUCKET"].clone(),
+        };
+        String::from_utf8_lossy(&bucket.rclone(arguments)).into_owned()
     }
 
     /// All keys of the bucket, listed by rclone.
