@@ -344,7 +344,7 @@ fn derive(tree: &Tree, app: &str) -> Derived {
     if inode.local {
         return derived;
     }
-    if !dir.marker && !tree.has_stored_children(dir) {
+    if !dir.marker && !dir.has_stored_children() {
         derived.needs_marker = Some(top);
     }
     let mut index = WorkspaceIndex::default();
@@ -385,7 +385,7 @@ pub(crate) fn entry_of(tree: &Tree, ino: Ino) -> Option<IndexEntry> {
             IndexEntry::dir(),
             inode.times,
             DIR_PERM,
-            !tree.has_stored_children(dir) && !dir.marker,
+            !dir.has_stored_children() && !dir.marker,
         ),
         Node::File(file) => (IndexEntry::file(), file.state().times, FILE_PERM, false),
         Node::Symlink(target) => (IndexEntry::symlink(target), inode.times, inode.perm, true),

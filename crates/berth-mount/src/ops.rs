@@ -61,9 +61,11 @@ impl Core {
         tree.touch_dir(parent);
         let Ok(inode) = tree.get(parent) else { return };
         let Ok(dir) = inode.as_dir() else { return };
+        if inode.local || parent == ROOT {
+            return;
+        }
         let unsaid = !dir.indexed && entry_of(tree, parent).is_some();
-        let changes = before || unsaid || !tree.has_stored_children(dir);
-        if changes && !inode.local && parent != ROOT {
+        if before || unsaid || !dir.has_stored_children() {
             self.touch_index(tree, parent);
         }
     }
@@ -220,7 +222,7 @@ impl Core {
     pub(crate) fn emptied(&self, tree: &mut Tree, parent: Ino, steps: &mut Vec<Step>) {
         let Ok(inode) = tree.get(parent) else { return };
         let Ok(dir) = inode.as_dir() else { return };
-        if parent == ROOT || inode.local || dir.marker || tree.has_stored_children(dir) {
+        if parent == ROOT || inode.local || dir.marker || dir.has_stored_children() {
             return;
         }
         let Ok(key) = tree.key(parent) else { return };

@@ -253,7 +253,7 @@ impl Core {
             at = match child {
                 Some(ino) if tree.get(ino).is_ok_and(crate::tree::Inode::is_dir) => {
                     // Something stored is below it: so it is stored, if it was local-only before.
-                    tree.get_mut(ino).ok()?.local = false;
+                    tree.set_local(ino, false);
                     ino
                 }
                 other => {

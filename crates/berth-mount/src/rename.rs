@@ -125,7 +125,10 @@ impl Core {
             .collect::<Result<_, Errno>>()?;
         let mut effects = Effects::default();
         let remote = self.take_target(&tree, &plan, &mut effects)?;
-        self.touch_index(&tree, plan.ino);
+        // Local-only before and after is nothing to the index.
+        if stored > 0 {
+            self.touch_index(&tree, plan.ino);
+        }
         for (one, prepared) in moved.iter().zip(prepared) {
             let remote = if one.ino == plan.ino { remote.clone() } else { None };
             self.move_inode(&mut tree, one, prepared, remote, &mut effects);
@@ -135,7 +138,7 @@ impl Core {
         }
         tree.relink(plan.ino, plan.new_parent, &plan.new_name)?;
         for one in &moved {
-            tree.get_mut(one.ino)?.local = one.now_local;
+            tree.set_local(one.ino, one.now_local);
         }
         if !plan.now_local {
             self.store_folders(&mut tree, plan.new_parent, &mut effects.steps);
@@ -145,7 +148,9 @@ impl Core {
         }
         self.dir_changed(&mut tree, plan.parent);
         self.dir_changed(&mut tree, plan.new_parent);
-        self.touch_index(&tree, plan.ino);
+        if stored > 0 {
+            self.touch_index(&tree, plan.ino);
+        }
         self.finish_move(&mut tree, &plan, &moved, &mut effects);
         let seq = self.enter(&tree, effects.steps, &effects.files);
         for one in moved.iter().filter(|one| one.was_local) {

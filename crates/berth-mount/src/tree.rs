@@ -68,10 +68,34 @@ impl Times {
 pub(crate) struct Dir {
     pub(crate) children: BTreeMap<Arc<str>, Ino>,
     subdirs: u32,
+    /// How many of `children` are not local-only. Counted, since it is asked for with every change of a name.
+    stored: usize,
     /// The bucket has a marker object `path/` for it.
     pub(crate) marker: bool,
     /// The index in the bucket has an entry for it.
     pub(crate) indexed: bool,
+}
+
+impl Dir {
+    /// Whether something below the folder is an object or an index entry of its own.
+    pub(crate) fn has_stored_children(&self) -> bool {
+        self.stored > 0
+    }
+
+    fn add(&mut self, name: Arc<str>, ino: Ino, (is_dir, local): (bool, bool)) {
+        self.children.insert(name, ino);
+        self.subdirs += u32::from(is_dir);
+        self.stored += usize::from(!local);
+    }
+
+    /// Takes `name` away, if it is `ino`'s.
+    fn remove(&mut self, name: &str, ino: Ino, (is_dir, local): (bool, bool)) {
+        if self.children.get(name) == Some(&ino) {
+            self.children.remove(name);
+            self.subdirs -= u32::from(is_dir);
+            self.stored -= usize::from(!local);
+        }
+    }
 }
 
 /// User and group of an inode.
@@ -106,7 +130,7 @@ pub(crate) struct Inode {
     pub(crate) name: Arc<str>,
     /// Whether `parent` still has it under `name`.
     pub(crate) linked: bool,
-    /// Never stored in S3, nor anything below it.
+    /// Never stored in S3, nor anything below it. Changed by [`Tree::set_local`] alone.
     pub(crate) local: bool,
     pub(crate) perm: u16,
     /// User and group; `None`: the mount's own.
@@ -231,8 +255,7 @@ impl Tree {
         if dir.children.contains_key(&name) {
             return Err(Errno::EEXIST);
         }
-        dir.children.insert(name.clone(), ino);
-        dir.subdirs += u32::from(is_dir);
+        dir.add(name.clone(), ino, (is_dir, local));
         let inode_name = name.clone();
         self.inodes.insert(
             ino,
@@ -295,14 +318,12 @@ impl Tree {
         if let Node::File(file) = &inode.node {
             file.state().attachment = how;
         }
-        let (parent, name, is_dir, known) = (inode.parent, inode.name.clone(), inode.is_dir(), inode.lookups > 0);
-        if let Ok(dir) = self.dir_mut(parent)
-            && dir.children.get(&name) == Some(&ino)
-        {
-            dir.children.remove(&name);
-            dir.subdirs -= u32::from(is_dir);
+        let (parent, name, known) = (inode.parent, inode.name.clone(), inode.lookups > 0);
+        let kind = (inode.is_dir(), inode.local);
+        if let Ok(dir) = self.dir_mut(parent) {
+            dir.remove(&name, ino, kind);
         }
-        self.note_rules(parent, &name, is_dir);
+        self.note_rules(parent, &name, kind.0);
         if !known {
             self.inodes.remove(&ino);
         }
@@ -312,15 +333,9 @@ impl Tree {
     pub(crate) fn relink(&mut self, ino: Ino, parent: Ino, name: &str) -> Result<(), Errno> {
         let name: Arc<str> = name.into();
         let inode = self.get(ino)?;
-        let (old_parent, old_name, is_dir) = (inode.parent, inode.name.clone(), inode.is_dir());
-        let old = self.dir_mut(old_parent)?;
-        if old.children.get(&old_name) == Some(&ino) {
-            old.children.remove(&old_name);
-            old.subdirs -= u32::from(is_dir);
-        }
-        let new = self.dir_mut(parent)?;
-        new.children.insert(name.clone(), ino);
-        new.subdirs += u32::from(is_dir);
+        let (old_parent, old_name, kind) = (inode.parent, inode.name.clone(), (inode.is_dir(), inode.local));
+        self.dir_mut(old_parent)?.remove(&old_name, ino, kind);
+        self.dir_mut(parent)?.add(name.clone(), ino, kind);
         let inode = self.get_mut(ino)?;
         inode.parent = parent;
         inode.name = name;
@@ -331,9 +346,21 @@ impl Tree {
             _ => inode.times.ctime = now,
         }
         let new_name = inode.name.clone();
-        self.note_rules(old_parent, &old_name, is_dir);
-        self.note_rules(parent, &new_name, is_dir);
+        self.note_rules(old_parent, &old_name, kind.0);
+        self.note_rules(parent, &new_name, kind.0);
         Ok(())
+    }
+
+    /// Says whether an inode is local-only from now on.
+    pub(crate) fn set_local(&mut self, ino: Ino, local: bool) {
+        let Some(inode) = self.inodes.get_mut(&ino) else { return };
+        let (was, parent, linked) = (inode.local, inode.parent, inode.linked);
+        inode.local = local;
+        if let Ok(dir) = self.dir_mut(parent)
+            && linked
+        {
+            dir.stored = dir.stored + usize::from(was) - usize::from(local);
+        }
     }
 
     /// A name of `parent` was added or removed.
@@ -393,13 +420,6 @@ impl Tree {
             next += 1;
         }
         all
-    }
-
-    /// Whether something below the folder is an object or an index entry of its own.
-    pub(crate) fn has_stored_children(&self, dir: &Dir) -> bool {
-        dir.children
-            .values()
-            .any(|child| self.inodes.get(child).is_some_and(|inode| !inode.local))
     }
 
     /// Counts one more reference of the kernel.

@@ -192,9 +192,8 @@ impl Core {
             return Ok(());
         }
         self.admit(SMALL + size)?;
-        let inode = tree.get_mut(file.ino)?;
-        inode.local = false;
-        let parent = inode.parent;
+        let parent = tree.get(file.ino)?.parent;
+        tree.set_local(file.ino, false);
         {
             let mut state = file.state();
             state.charge = None;
@@ -213,12 +212,13 @@ impl Core {
         let mut made = Vec::new();
         let mut at = folder;
         while at != ROOT
-            && let Ok(inode) = tree.get_mut(at)
+            && let Ok(inode) = tree.get(at)
             && inode.local
         {
-            inode.local = false;
+            let parent = inode.parent;
+            tree.set_local(at, false);
             made.push(at);
-            at = inode.parent;
+            at = parent;
         }
         for ino in made.into_iter().rev() {
             if let Ok(key) = tree.key(ino) {
