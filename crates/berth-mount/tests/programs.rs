@@ -13,7 +13,7 @@ fn vim_saves_in_both_ways_of_keeping_a_backup() {
     let f = Fixture::with(|_| {}, |put| put("app/a.txt", b"one\n"));
     for (way, from, to) in [("yes", "one", "two"), ("no", "two", "three")] {
         f.sh(&format!(
-            "vi -es -u NONE -c 'set writebackup backupcopy={way}' -c '%s/{from}/{to}/' -c 'wq' app/a.txt"
+            "vi -es -u NONE -c 'set writebackup backupskip= backupcopy={way}' -c '%s/{from}/{to}/' -c 'wq' app/a.txt"
         ));
         let wanted = format!("{to}\n");
         wait_for("the save is in S3", || f.text("app/a.txt").as_ref() == Some(&wanted));

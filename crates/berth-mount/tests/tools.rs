@@ -96,7 +96,7 @@ fn vi_saves() {
     let f = Fixture::with(|_| {}, |put| put("app/a.txt", b"one\ntwo\n"));
     f.sh("vi -es -u NONE -c '%s/one/ONE/' -c 'wq' app/a.txt");
     assert_eq!(f.text("app/a.txt").as_deref(), Some("ONE\ntwo\n"));
-    f.sh("vi -es -u NONE -c 'set backup writebackup backupcopy=no' -c '%s/ONE/three/' -c 'wq' app/a.txt");
+    f.sh("vi -es -u NONE -c 'set backup writebackup backupskip= backupcopy=no' -c '%s/ONE/three/' -c 'wq' app/a.txt");
     assert_eq!(f.text("app/a.txt").as_deref(), Some("three\ntwo\n"));
     f.sh("vi -es -u NONE -c 'normal ihello' -c 'wq' app/new.txt");
     assert_eq!(f.text("app/new.txt").as_deref(), Some("hello\n"));
