@@ -74,7 +74,13 @@ fn nano_saves_new_and_old_files_while_it_stays_open() {
 fn vim_on_a_terminal_saves_in_each_way_of_keeping_a_backup() {
     need("vi", "vim-tiny");
     for (way, backup) in [("yes", "nobackup"), ("no", "nobackup"), ("auto", "backup")] {
-        let f = Fixture::with(|_| {}, |put| put("app/run.sh", b"one\n"));
+        let f = Fixture::with(
+            |_| {},
+            |put| {
+                put("app/run.sh", b"one\n");
+                put("app/other.sh", b"");
+            },
+        );
         fs::set_permissions(f.path("app/run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
         let number = fs::metadata(f.path("app/run.sh")).unwrap().ino();
         let mut feed = f.store.changes();
@@ -101,7 +107,7 @@ fn vim_on_a_terminal_saves_in_each_way_of_keeping_a_backup() {
             assert_eq!(after.ino(), number, "written in place");
         }
         assert_eq!(f.path("app/run.sh~").exists(), backup == "backup");
-        assert_eq!(f.keys(), ["app/run.sh"], "no swap or backup file in S3");
+        assert_eq!(f.keys(), ["app/other.sh", "app/run.sh"], "no swap or backup file in S3");
         let stored = stored(&mut feed);
         assert!(stored.iter().all(|key| key == "app/run.sh"), "{way}: {stored:?}");
     }

@@ -93,14 +93,24 @@ fn sed_in_place_is_one_put() {
 #[test]
 fn vi_saves() {
     need("vi", "vim-tiny");
-    let f = Fixture::with(|_| {}, |put| put("app/a.txt", b"one\ntwo\n"));
+    let f = Fixture::with(
+        |_| {},
+        |put| {
+            put("app/a.txt", b"one\ntwo\n");
+            put("app/b.txt", b"");
+        },
+    );
     f.sh("vi -es -u NONE -c '%s/one/ONE/' -c 'wq' app/a.txt");
     assert_eq!(f.text("app/a.txt").as_deref(), Some("ONE\ntwo\n"));
     f.sh("vi -es -u NONE -c 'set backup writebackup backupskip= backupcopy=no' -c '%s/ONE/three/' -c 'wq' app/a.txt");
     assert_eq!(f.text("app/a.txt").as_deref(), Some("three\ntwo\n"));
     f.sh("vi -es -u NONE -c 'normal ihello' -c 'wq' app/new.txt");
     assert_eq!(f.text("app/new.txt").as_deref(), Some("hello\n"));
-    assert_eq!(f.keys(), ["app/a.txt", "app/new.txt"], "no swap or backup file in S3");
+    assert_eq!(
+        f.keys(),
+        ["app/a.txt", "app/b.txt", "app/new.txt"],
+        "no swap or backup file in S3"
+    );
 }
 
 #[test]
