@@ -16,11 +16,13 @@
 //!
 //! Order. One request at a time for a key. The old name of a renamed file is removed only when the new one is there, and
 //! nothing is written over a key that still has to be copied (`holds`). No request is sent before the journal has its
-//! record on disk: else a removal could outlive the save it belongs to.
+//! record on disk: else a removal could outlive the save it belongs to. While many batches come at once, nothing is sent for
+//! a moment ([`burst`]).
 //!
 //! Locks: the tree, then a file's state, then this, then the journal's own.
 
 mod aside;
+mod burst;
 mod inner;
 mod metas;
 mod recover;
@@ -34,6 +36,7 @@ use std::{
 
 use aside::Aside;
 use berth_workspace::index::IndexEntry;
+use burst::Burst;
 use parking_lot::Mutex;
 pub(crate) use recover::Restored;
 use serde::{Deserialize, Serialize};
@@ -237,6 +240,7 @@ struct Inner {
     own: HashMap<Key, Own>,
     /// S3 does not answer: nothing is tried before, and the pause after that.
     down: Option<(Instant, Duration)>,
+    burst: Burst,
     /// Nothing waits for better moments any more.
     hurry: bool,
     bytes: u64,
@@ -297,6 +301,7 @@ impl Intents {
         if batch.is_empty() {
             return Entered::default();
         }
+        inner.burst.goes_on(Instant::now());
         let appended = match self.journal.append_admitted(batch) {
             Ok(appended) => appended,
             Err(error) => {
@@ -354,6 +359,9 @@ impl Intents {
         if let Some((until, _)) = inner.down
             && until > now
         {
+            return Next::At(until);
+        }
+        if let Some(until) = inner.burst.stands_back(now).filter(|_| !inner.hurry) {
             return Next::At(until);
         }
         while let Some((at, key)) = inner.delayed.first().cloned()
