@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use berth_harness::{Daemon, Options};
+use berth_harness::{Daemon, Options, Terminal};
 
 const BERTH: &str = env!("CARGO_BIN_EXE_berth");
 
@@ -23,9 +23,6 @@ fn sh(folder: &Path, script: &str) -> String {
     assert!(done.status.success(), "{script}\n{out}{err}");
     out.into_owned()
 }
-
-/// nano wants a terminal: `script` gives one, and what a person would type comes with pauses for it to be ready.
-const NANO: &str = "(while ! pgrep -nf 'nano new.txt' >/dev/null; do :; done; sleep 1; printf typed; sleep 0.3; printf '\\030'; sleep 0.3; printf y; sleep 0.3; printf '\\r'; sleep 0.5) | TERM=xterm script -qec 'nano new.txt' /dev/null >/dev/null";
 
 #[test]
 fn editors_and_copying_tools_work_and_s3_holds_what_they_saved() {
@@ -51,7 +48,16 @@ fn editors_and_copying_tools_work_and_s3_holds_what_they_saved() {
     assert_eq!(sh(&work, "cat link"), "ONE\ntwo\n");
     sh(&work, "vi -es -u NONE -c '%s/ONE/by vi/' -c wq a.txt");
     assert_eq!(sh(&work, "head -1 a.txt"), "by vi\n");
-    sh(&work, NANO);
+    let mut nano = Terminal::open(&work, daemon.disk(), "nano --ignorercfiles new.txt");
+    nano.shows("New File");
+    nano.types("typed");
+    nano.shows("typed");
+    nano.types("\x18");
+    nano.shows("Save modified buffer");
+    nano.types("y");
+    nano.shows("File Name to Write");
+    nano.types("\r");
+    nano.ends();
     assert_eq!(sh(&work, "cat new.txt"), "typed\n");
     let source = daemon.disk().join("source");
     fs::create_dir_all(source.join("deep/er")).unwrap();

@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
 };
 
-use fixture::{Fixture, Node, Terminal, need, wait_for};
+use fixture::{Fixture, Node, need, wait_for};
 
 /// Keys of a terminal.
 const ENTER: &str = "\r";
@@ -34,7 +34,7 @@ fn stored(feed: &mut tokio::sync::broadcast::Receiver<berth_store::Change>) -> V
 fn nano_saves_new_and_old_files_while_it_stays_open() {
     need("nano", "nano");
     let f = Fixture::with(|_| {}, |put| put("app/old file.txt", b"first\n"));
-    let mut nano = Terminal::open(&f, "nano --ignorercfiles 'app/n\u{e4}u.txt'");
+    let mut nano = f.terminal("nano --ignorercfiles 'app/n\u{e4}u.txt'");
     nano.shows("New File");
     nano.types("typed");
     nano.shows("typed");
@@ -54,7 +54,7 @@ fn nano_saves_new_and_old_files_while_it_stays_open() {
     assert_eq!(f.text("app/n\u{e4}u.txt").as_deref(), Some("typed more\n"));
 
     // With a lock file and a backup, which both stay on this host.
-    let mut nano = Terminal::open(&f, "nano --ignorercfiles --locking --backup 'app/old file.txt'");
+    let mut nano = f.terminal("nano --ignorercfiles --locking --backup 'app/old file.txt'");
     nano.shows("first");
     assert!(f.path("app/.old file.txt.swp").exists(), "nano makes a lock file");
     nano.types("the ");
@@ -84,8 +84,7 @@ fn vim_on_a_terminal_saves_in_each_way_of_keeping_a_backup() {
         fs::set_permissions(f.path("app/run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
         let number = fs::metadata(f.path("app/run.sh")).unwrap().ino();
         let mut feed = f.store.changes();
-        let mut vi = Terminal::open(
-            &f,
+        let mut vi = f.terminal(
             // Files below /tmp, as this one, are skipped unless told otherwise.
             &format!("vi -u NONE -N -c 'set writebackup backupskip= backupcopy={way} {backup}' app/run.sh"),
         );
@@ -117,7 +116,7 @@ fn vim_on_a_terminal_saves_in_each_way_of_keeping_a_backup() {
 fn what_a_killed_vim_left_is_recovered_from_its_swap_file() {
     need("vi", "vim-tiny");
     let f = Fixture::with(|_| {}, |put| put("app/a.txt", b"saved\n"));
-    let mut vi = Terminal::open(&f, "vi -u NONE -N app/a.txt");
+    let mut vi = f.terminal("vi -u NONE -N app/a.txt");
     vi.shows("\"app/a.txt\"");
     vi.types(&format!("A and typed{ESCAPE}:preserve{ENTER}"));
     vi.shows("File preserved");

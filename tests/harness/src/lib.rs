@@ -14,6 +14,7 @@ mod leftovers;
 mod rclone;
 pub mod samples;
 mod servers;
+mod terminal;
 mod tools;
 mod wait;
 
@@ -22,6 +23,7 @@ pub use http::{Answer, Http};
 pub use leftovers::Leftovers;
 pub use rclone::Bucket;
 pub use servers::{Foreign, Make};
+pub use terminal::Terminal;
 pub use tools::tool;
 pub use wait::{wait, wait_for};
 
