@@ -12,6 +12,9 @@ const MANY: u32 = 24;
 /// For so long nothing is sent at most, however long the burst is.
 const LONGEST: Duration = Duration::from_millis(400);
 
+/// What waits already is sent rather than let grow.
+const BACKLOG: usize = 2000;
+
 /// Batches that came without a pause between them.
 #[derive(Debug)]
 pub(super) struct Burst {
@@ -42,10 +45,10 @@ impl Burst {
         self.last = now;
     }
 
-    /// Until when nothing is sent, if a batch comes no later; `None`: go on.
-    pub(super) fn stands_back(&self, now: Instant) -> Option<Instant> {
+    /// Until when nothing is sent, if a batch comes no later; `None`: go on. `waiting`: how many keys wait to be sent.
+    pub(super) fn stands_back(&self, now: Instant, waiting: usize) -> Option<Instant> {
         let end = (self.last + PAUSE).min(self.since + LONGEST);
-        (self.batches >= MANY && now < end).then_some(end)
+        (self.batches >= MANY && now < end && waiting <= BACKLOG).then_some(end)
     }
 }
 
@@ -58,18 +61,19 @@ mod tests {
         let (mut burst, start) = (Burst::default(), Instant::now() + Duration::from_secs(1));
         let ms = |n| start + Duration::from_millis(n);
         burst.goes_on(ms(0));
-        assert_eq!(burst.stands_back(ms(0)), None, "one save is no burst");
+        assert_eq!(burst.stands_back(ms(0), 100), None, "one save is no burst");
         for n in 1..=200 {
             burst.goes_on(ms(n));
         }
-        assert_eq!(burst.stands_back(ms(200)), Some(ms(208)));
-        assert_eq!(burst.stands_back(ms(208)), None, "it has paused");
+        assert_eq!(burst.stands_back(ms(200), 100), Some(ms(208)));
+        assert_eq!(burst.stands_back(ms(200), BACKLOG + 1), None, "enough waits");
+        assert_eq!(burst.stands_back(ms(208), 100), None, "it has paused");
         for n in 201..=500 {
             burst.goes_on(ms(n));
         }
-        assert_eq!(burst.stands_back(ms(399)), Some(ms(400)));
-        assert_eq!(burst.stands_back(ms(500)), None, "it lasts too long");
+        assert_eq!(burst.stands_back(ms(399), 100), Some(ms(400)));
+        assert_eq!(burst.stands_back(ms(500), 100), None, "it lasts too long");
         burst.goes_on(ms(600));
-        assert_eq!(burst.stands_back(ms(600)), None, "a new one");
+        assert_eq!(burst.stands_back(ms(600), 100), None, "a new one");
     }
 }

@@ -361,7 +361,8 @@ impl Intents {
         {
             return Next::At(until);
         }
-        if let Some(until) = inner.burst.stands_back(now).filter(|_| !inner.hurry) {
+        let stands_back = inner.burst.stands_back(now, inner.intents.len());
+        if let Some(until) = stands_back.filter(|_| !inner.hurry) {
             return Next::At(until);
         }
         while let Some((at, key)) = inner.delayed.first().cloned()
