@@ -66,6 +66,9 @@ pub struct DaemonStatus {
     /// Objects of the bucket that the mount does not show.
     #[serde(default)]
     pub unshown: berth_mount::Unshown,
+    /// Changes made elsewhere that raised no inotify event: too many at once, or no helper to announce them.
+    #[serde(default)]
+    pub unannounced: u64,
     /// The journal of saves; none before the mount is up.
     #[serde(default)]
     pub journal: Option<berth_mount::JournalUsage>,

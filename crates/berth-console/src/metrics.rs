@@ -71,6 +71,12 @@ fn text(status: &DaemonStatus, now: SystemTime) -> String {
             false,
             status.unshown.count as f64,
         ),
+        (
+            "berth_unannounced_total",
+            "Changes made elsewhere that raised no inotify event.",
+            true,
+            status.unannounced as f64,
+        ),
     ];
     if let Some(journal) = &status.journal {
         metrics.extend([
@@ -140,6 +146,7 @@ mod tests {
             local: berth_mount::LocalUsage::default(),
             pending: berth_mount::Pending::default(),
             unshown: berth_mount::Unshown::default(),
+            unannounced: 0,
             journal: None,
             s3: crate::S3Status::default(),
         };

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use crate::{
     MountConfig,
+    announce::Announcer,
     cache::{CHUNK, Contents, FetchError},
     doubts::Doubts,
     draft::Draft,
@@ -47,6 +48,7 @@ pub(crate) struct Core {
     pub(crate) index: IndexWriter,
     pub(crate) budget: Arc<LocalBudget>,
     pub(crate) kernel: KernelNotices,
+    pub(crate) announcer: Arc<Announcer>,
     pub(crate) unshown: Record,
     pub(crate) rules: Rules,
     pub(crate) rt: tokio::runtime::Handle,
@@ -81,6 +83,7 @@ impl Core {
             doubts: Doubts::default(),
             index: IndexWriter::default(),
             kernel,
+            announcer: Announcer::new(cfg.announcer.is_some()),
             unshown: Record::default(),
             rt: tokio::runtime::Handle::current(),
             ended: AtomicBool::new(false),

@@ -4,9 +4,10 @@
 //! files and workspaces without an object, and of names that something else still has here, is noted
 //! ([`crate::index::IndexWriter`]) and applied when they are there.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use berth_workspace::index::{EntryKind, IndexEntry, SLACK, WorkspaceIndex, from_nanos};
+use fuser::FileType;
 
 use crate::{
     core::{Core, Shape},
@@ -51,10 +52,14 @@ impl Core {
             }
             match tree.find(&key) {
                 Some(ino) if is_of_kind(tree, ino, entry) => {
+                    let before = look_of(tree, ino);
                     apply_entry(tree, ino, entry, written);
                     notices.push(Notice::Attributes(ino));
+                    if look_of(tree, ino) != before {
+                        self.announce_attributes(tree, ino, notices);
+                    }
                 }
-                Some(ino) if !gives_way(tree, ino, notices) => awaited.push((key, entry.clone())),
+                Some(ino) if !self.gives_way(tree, ino, notices) => awaited.push((key, entry.clone())),
                 _ if entry.kind == EntryKind::File => awaited.push((key, entry.clone())),
                 _ => self.place_described(tree, &key, entry, written, notices),
             }
@@ -106,11 +111,35 @@ impl Core {
             Node::Symlink(target?.to_owned()),
         )
         .ok()?;
+        let name: Arc<str> = name.into();
         notices.push(Notice::Entry {
             parent,
-            name: name.into(),
+            name: name.clone(),
         });
+        self.announce_name(tree, (parent, &name), None, notices);
         Some(ino)
+    }
+
+    /// Takes away what only an older index said to be there. A file has its object, and a folder what is in it.
+    fn gives_way(&self, tree: &mut Tree, ino: Ino, notices: &mut Vec<Notice>) -> bool {
+        let Ok(inode) = tree.get(ino) else { return true };
+        let only_described = match &inode.node {
+            Node::Symlink(_) => !inode.local,
+            Node::Dir(dir) => !inode.local && !dir.marker && dir.children.is_empty(),
+            Node::File(_) | Node::Special(..) => false,
+        };
+        let (parent, name) = (inode.parent, inode.name.clone());
+        if only_described {
+            let was = tree.kind(ino).map(|kind| (ino, kind));
+            tree.detach(ino, Attachment::Unlinked);
+            notices.push(Notice::Deleted {
+                parent,
+                child: ino,
+                name: name.clone(),
+            });
+            self.announce_name(tree, (parent, &name), was, notices);
+        }
+        only_described
     }
 
     /// What an older index said and this one does not is no longer so.
@@ -129,8 +158,10 @@ impl Core {
                     notices.push(Notice::Deleted {
                         parent,
                         child: ino,
-                        name,
+                        name: name.clone(),
                     });
+                    let was = Some((ino, FileType::Symlink));
+                    self.announce_name(tree, (parent, &name), was, notices);
                 }
                 Node::Dir(dir) => {
                     dir.indexed = false;
@@ -145,6 +176,7 @@ impl Core {
                         inode.perm = FILE_PERM;
                         inode.owner = None;
                         notices.push(Notice::Attributes(ino));
+                        self.announce_attributes(tree, ino, notices);
                     }
                 }
                 Node::Special(..) => {}
@@ -199,24 +231,10 @@ pub(crate) fn is_of_kind(tree: &Tree, ino: Ino, entry: &IndexEntry) -> bool {
     }
 }
 
-/// Takes away what only an older index said to be there. A file has its object, and a folder what is in it.
-fn gives_way(tree: &mut Tree, ino: Ino, notices: &mut Vec<Notice>) -> bool {
-    let Ok(inode) = tree.get(ino) else { return true };
-    let only_described = match &inode.node {
-        Node::Symlink(_) => !inode.local,
-        Node::Dir(dir) => !inode.local && !dir.marker && dir.children.is_empty(),
-        Node::File(_) | Node::Special(..) => false,
-    };
-    let (parent, name) = (inode.parent, inode.name.clone());
-    if only_described {
-        tree.detach(ino, Attachment::Unlinked);
-        notices.push(Notice::Deleted {
-            parent,
-            child: ino,
-            name,
-        });
-    }
-    only_described
+/// Bits, owner and modification time.
+fn look_of(tree: &Tree, ino: Ino) -> Option<(u16, u32, u32, SystemTime)> {
+    let attr = tree.attr(ino).ok()?;
+    Some((attr.perm, attr.uid, attr.gid, attr.mtime))
 }
 
 /// Whether a key is a path as a file system has them.

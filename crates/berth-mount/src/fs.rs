@@ -14,8 +14,9 @@ use fuser::{
 use parking_lot::Mutex;
 
 use crate::{
+    announce::{NEVER, order::Kind},
     answer::{BerthFs, GENERATION, creator, done, entry_reply, opened, perm},
-    handles::{OpenDir, Opened},
+    handles::{NO_FILE, OpenDir, Opened},
     ops::Changes,
     rename::Missing,
     tree::{Node, check_name},
@@ -45,9 +46,21 @@ impl Filesystem for BerthFs {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let mut tree = self.tree();
+        if self.core.announcer.is(req.pid())
+            && let Some(told) = name
+                .to_str()
+                .and_then(|name| self.core.announcer.lookup(&tree, parent.0, name))
+        {
+            if let Ok(attr) = &told {
+                tree.remember(attr.ino.0);
+            }
+            drop(tree);
+            return Self::now(reply, told, entry_reply(NEVER));
+        }
         // A name that no key can have is a name that is not there.
+        let mut ttl = self.ttl;
         let child = name.to_str().map_or(Ok(None), |name| {
             self.core.kernel.asked(&tree, parent.0, name);
             tree.child(parent.0, name)
@@ -56,28 +69,43 @@ impl Filesystem for BerthFs {
             _ if name.len() > 255 => Err(Errno::ENAMETOOLONG),
             Ok(Some(ino)) => self.core.entry(&mut tree, ino),
             // Number 0 says "not there, and remember that": the feed ends it.
-            Ok(None) => tree.attr(crate::tree::ROOT).map(|attr| FileAttr {
-                ino: INodeNo(0),
-                ..attr
-            }),
+            Ok(None) => {
+                if name
+                    .to_str()
+                    .is_some_and(|name| self.core.announcer.removes(parent.0, name))
+                {
+                    ttl = NEVER;
+                }
+                let nothing = |attr| FileAttr {
+                    ino: INodeNo(0),
+                    ..attr
+                };
+                tree.attr(crate::tree::ROOT).map(nothing)
+            }
             Err(errno) => Err(errno),
         };
         drop(tree);
-        Self::now(reply, result, entry_reply(self.ttl));
+        Self::now(reply, result, entry_reply(ttl));
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         self.tree().forget(ino.0, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let attr = self.tree().attr(ino.0);
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let tree = self.tree();
+        let attr = if self.core.announcer.is(req.pid()) {
+            self.core.announcer.attr(&tree, ino.0)
+        } else {
+            tree.attr(ino.0)
+        };
+        drop(tree);
         Self::now(reply, attr, |reply, attr| reply.attr(&self.ttl, &attr));
     }
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -93,6 +121,9 @@ impl Filesystem for BerthFs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        if self.core.announcer.is(req.pid()) {
+            return self.getattr(req, ino, fh, reply);
+        }
         let (core, ttl) = (self.core.clone(), self.ttl);
         let changes = Changes {
             perm: mode.map(perm),
@@ -162,6 +193,10 @@ impl Filesystem for BerthFs {
             Ok(name) => name.to_owned(),
             Err(errno) => return reply.error(errno),
         };
+        if self.core.announcer.is(req.pid()) {
+            let there = self.core.announced_make(parent.0, &name, Kind::File);
+            return Self::now(reply, there, entry_reply(self.ttl));
+        }
         let (core, by) = (self.core.clone(), creator(req));
         self.later(
             reply,
@@ -171,26 +206,42 @@ impl Filesystem for BerthFs {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let made = check_name(name).and_then(|name| self.core.mkdir(parent.0, name, (perm(mode), creator(req))));
+        let made = check_name(name).and_then(|name| {
+            if self.core.announcer.is(req.pid()) {
+                return self.core.announced_make(parent.0, name, Kind::Dir);
+            }
+            self.core.mkdir(parent.0, name, (perm(mode), creator(req)))
+        });
         Self::now(reply, made, entry_reply(self.ttl));
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let announced = self.core.announcer.is(req.pid());
         let removed = check_name(name)
             .map_err(|_| Errno::ENOENT)
-            .and_then(|name| self.core.unlink(parent.0, name));
+            .and_then(|name| match announced {
+                true => self.core.announced_removal(parent.0, name, false),
+                false => self.core.unlink(parent.0, name),
+            });
         Self::now(reply, removed, done);
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let announced = self.core.announcer.is(req.pid());
         let removed = check_name(name)
             .map_err(|_| Errno::ENOENT)
-            .and_then(|name| self.core.rmdir(parent.0, name));
+            .and_then(|name| match announced {
+                true => self.core.announced_removal(parent.0, name, true),
+                false => self.core.rmdir(parent.0, name),
+            });
         Self::now(reply, removed, done);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let made = check_name(link_name).and_then(|name| {
+            if self.core.announcer.is(req.pid()) {
+                return self.core.announced_make(parent.0, name, Kind::Symlink);
+            }
             let target = target.to_str().ok_or(Errno::EILSEQ)?;
             self.core.symlink(parent.0, name, target, creator(req))
         });
@@ -199,7 +250,7 @@ impl Filesystem for BerthFs {
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -211,6 +262,9 @@ impl Filesystem for BerthFs {
             (Ok(name), Ok(new_name)) => (name.to_owned(), new_name.to_owned()),
             (Err(errno), _) | (_, Err(errno)) => return reply.error(errno),
         };
+        if self.core.announcer.is(req.pid()) {
+            return reply.error(Errno::EBUSY);
+        }
         match self
             .core
             .rename_here((parent.0, &name), (newparent.0, &new_name), flags)
@@ -232,7 +286,12 @@ impl Filesystem for BerthFs {
         reply.error(Errno::EPERM);
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.core.announcer.is(req.pid()) {
+            // Nothing is read or written through it, whatever the file: there is no such handle.
+            let keep = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+            return reply.opened(FileHandle(NO_FILE), keep);
+        }
         let core = self.core.clone();
         match self.open_file(ino.0, flags) {
             Err(errno) => reply.error(errno),
@@ -456,6 +515,9 @@ impl Filesystem for BerthFs {
         _flags: i32,
         reply: ReplyCreate,
     ) {
+        if self.core.announcer.is(req.pid()) {
+            return reply.error(Errno::EBUSY);
+        }
         let made = check_name(name).and_then(|name| self.core.create(parent.0, name, (perm(mode), creator(req))));
         Self::now(reply, made, |reply, (attr, fh)| {
             reply.created(

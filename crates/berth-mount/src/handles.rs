@@ -13,6 +13,8 @@ use parking_lot::Mutex;
 
 use crate::{file::File, tree::Ino};
 
+/// The number of a handle that is never given out: behind it is nothing.
+pub(crate) const NO_FILE: u64 = 0;
 /// Tables, so that threads seldom meet at one.
 const TABLES: usize = 16;
 

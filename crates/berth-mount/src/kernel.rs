@@ -20,7 +20,10 @@ use std::{
 use fuser::{Errno, INodeNo, Notifier};
 use parking_lot::Mutex;
 
-use crate::tree::{Ino, Tree};
+use crate::{
+    announce::{Announcement, Announcer},
+    tree::{Ino, Tree},
+};
 
 /// One thing for the kernel to forget.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub(crate) enum Notice {
     Deleted { parent: Ino, child: Ino, name: Arc<str> },
     /// Size, times and bits of an inode.
     Attributes(Ino),
+    /// What watchers are to be told when the kernel has forgotten all of the above.
+    Announce(Announcement),
     /// The mount ends.
     Stop,
 }
@@ -40,7 +45,7 @@ impl Notice {
     fn name(&self) -> Option<(Ino, &Arc<str>)> {
         match self {
             Self::Entry { parent, name } | Self::Deleted { parent, name, .. } => Some((*parent, name)),
-            Self::Attributes(_) | Self::Stop => None,
+            Self::Attributes(_) | Self::Announce(_) | Self::Stop => None,
         }
     }
 }
@@ -154,14 +159,23 @@ impl KernelNotices {
 const BATCH: usize = 1024;
 
 /// Starts the thread.
-pub(crate) fn spawn(receiver: Receiver, notifier: Notifier) -> std::io::Result<JoinHandle<()>> {
+pub(crate) fn spawn(
+    receiver: Receiver,
+    notifier: Notifier,
+    announcer: Arc<Announcer>,
+) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("berth-notify".into()).spawn(move || {
         let Receiver { notices, stale } = receiver;
         while let Ok(first) = notices.recv() {
             let mut folders = BTreeSet::new();
+            let mut announcements = Vec::new();
             for (number, notice) in std::iter::once(first).chain(notices.try_iter().take(BATCH)) {
                 if matches!(notice, Notice::Stop) {
                     return;
+                }
+                if let Notice::Announce(announcement) = notice {
+                    announcements.push(announcement);
+                    continue;
                 }
                 if let Err(error) = tell(&notifier, &notice) {
                     tracing::debug!(?notice, %error, "the kernel did not take a notice");
@@ -174,6 +188,10 @@ pub(crate) fn spawn(receiver: Receiver, notifier: Notifier) -> std::io::Result<J
             // A name the kernel had never heard of changes its folder's times all the same.
             for folder in folders {
                 let _ = tell(&notifier, &Notice::Attributes(folder));
+            }
+            // Whoever looks when the event comes must see what it is about.
+            for announcement in announcements {
+                announcer.put(announcement);
             }
         }
     })
@@ -189,7 +207,7 @@ fn tell(notifier: &Notifier, notice: &Notice) -> std::io::Result<()> {
         }
         // A negative offset leaves the pages: only the attributes are dropped.
         Notice::Attributes(ino) => notifier.inval_inode(INodeNo(*ino), -1, 0),
-        Notice::Stop => Ok(()),
+        Notice::Announce(_) | Notice::Stop => Ok(()),
     }
 }
 

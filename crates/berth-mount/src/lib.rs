@@ -21,6 +21,7 @@
 //!
 //! Not here: hard links and extended attributes (a bucket has none), and locks (the kernel keeps them on this host).
 
+mod announce;
 mod answer;
 mod cache;
 mod core;
@@ -60,6 +61,7 @@ use std::{
 use berth_store::StoreError;
 use berth_workspace::Excludes;
 
+pub use announce::runner::announcer_asked_for;
 pub use cache::CacheMode;
 pub use mount::{Mount, clear_stale};
 pub use rules::{LocalPath, LocalPaths, LocalShare, Rule};
@@ -97,6 +99,9 @@ pub struct MountConfig {
     pub uid: u32,
     /// Group of every file shown.
     pub gid: u32,
+    /// The program that announces changes made elsewhere to inotify watchers: one whose `main` calls [`announcer_asked_for`]
+    /// first thing. `None`: they are not announced.
+    pub announcer: Option<PathBuf>,
 }
 
 /// What `close` and `fsync` wait for.

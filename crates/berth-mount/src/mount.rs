@@ -23,7 +23,7 @@ use nix::{
 };
 
 use crate::{
-    JournalUsage, LocalPaths, LocalUsage, MountConfig, MountError, Pending, Unshown,
+    JournalUsage, LocalPaths, LocalUsage, MountConfig, MountError, Pending, Unshown, announce,
     answer::BerthFs,
     cache::Contents,
     core::Core,
@@ -53,6 +53,7 @@ struct Live {
     connection: Option<PathBuf>,
     session: BackgroundSession,
     notices: JoinHandle<()>,
+    announcer: Option<JoinHandle<()>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -90,12 +91,12 @@ impl Mount {
 
         let served = core.clone();
         let started = tokio::task::spawn_blocking(move || serve(served, &mountpoint, device, receiver));
-        let (mountpoint, connection, session, thread) = started.await.unwrap_or_else(|panic| {
+        let mut live = started.await.unwrap_or_else(|panic| {
             Err(MountError::Session {
                 source: io::Error::other(panic.to_string()),
             })
         })?;
-        let tasks = vec![
+        live.tasks = vec![
             tokio::spawn(core.clone().tend()),
             tokio::spawn(core.clone().sync()),
             tokio::spawn(core.clone().settle_doubts()),
@@ -104,17 +105,8 @@ impl Mount {
             tokio::spawn(core.clone().follow(feed)),
         ];
         core.prefetch.all(&core);
-        tracing::info!(mountpoint = %mountpoint.display(), bucket = core.store.bucket(), "mounted");
-        Ok(Mount {
-            live: Some(Live {
-                mountpoint,
-                connection,
-                session,
-                notices: thread,
-                tasks,
-            }),
-            core,
-        })
+        tracing::info!(mountpoint = %live.mountpoint.display(), bucket = core.store.bucket(), "mounted");
+        Ok(Mount { live: Some(live), core })
     }
 
     /// Waits until S3 has everything, at most for [`MountConfig::drain_timeout`], unmounts, ends the threads. What S3 has not
@@ -130,6 +122,7 @@ impl Mount {
         let Some(live) = self.live.take() else {
             return Ok(Pending::default());
         };
+        self.core.announcer.stop();
         let mountpoint = live.mountpoint.clone();
         let blocking = tokio::task::spawn_blocking(move || unmount(&mountpoint));
         let unmounted = blocking
@@ -205,6 +198,12 @@ impl Mount {
         self.core.unshown.report()
     }
 
+    /// How many changes made elsewhere were not announced to inotify watchers, because there were too many at once or no helper.
+    #[must_use]
+    pub fn unannounced(&self) -> u64 {
+        self.core.announcer.dropped()
+    }
+
     /// What is written and not yet in S3.
     #[must_use]
     pub fn pending(&self) -> Pending {
@@ -217,6 +216,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         self.core.ended.store(true, Ordering::Relaxed);
+        self.core.announcer.stop();
         self.core.kernel.stop();
         if let Some(live) = self.live.take() {
             // Not a plain unmount: that could wait for requests whose tasks will never run again.
@@ -250,6 +250,9 @@ impl Live {
         if self.notices.join().is_err() {
             tracing::warn!("the thread for notices panicked");
         }
+        if self.announcer.is_some_and(|thread| thread.join().is_err()) {
+            tracing::warn!("the thread for announcements panicked");
+        }
     }
 
     /// Ends the kernel's connection: every request is answered with an error.
@@ -261,13 +264,7 @@ impl Live {
 }
 
 /// The part that blocks: mount, shake hands with the kernel, start the threads.
-#[allow(clippy::type_complexity)]
-fn serve(
-    core: Arc<Core>,
-    mountpoint: &Path,
-    device: OwnedFd,
-    notices: kernel::Receiver,
-) -> Result<(PathBuf, Option<PathBuf>, BackgroundSession, JoinHandle<()>), MountError> {
+fn serve(core: Arc<Core>, mountpoint: &Path, device: OwnedFd, notices: kernel::Receiver) -> Result<Live, MountError> {
     let options = format!(
         "fd={},rootmode=40000,user_id={},group_id={},allow_other,default_permissions",
         device.as_raw_fd(),
@@ -290,19 +287,29 @@ fn serve(
         let mut config = Config::default();
         config.acl = SessionACL::All;
         config.n_threads = Some(THREADS);
-        let session = Session::from_fd(BerthFs::new(core), device, SessionACL::All, config)?;
+        let session = Session::from_fd(BerthFs::new(core.clone()), device, SessionACL::All, config)?;
         let notifier = session.notifier();
         let session = session.spawn()?;
-        let thread = kernel::spawn(notices, notifier)?;
-        Ok((session, thread))
+        let notices = kernel::spawn(notices, notifier, core.announcer.clone())?;
+        let minor = mounted_at(mountpoint).map(|mounted| mounted.minor);
+        let device = minor.as_ref().and_then(|minor| minor.parse().ok());
+        let announcer = match device {
+            Some(minor) => announce::runner::spawn(&core, nix::sys::stat::makedev(0, minor))?,
+            None => None,
+        };
+        Ok(Live {
+            mountpoint: mountpoint.to_owned(),
+            connection: minor.map(|minor| Path::new("/sys/fs/fuse/connections").join(minor)),
+            session,
+            notices,
+            announcer,
+            tasks: Vec::new(),
+        })
     };
-    match started() {
-        Ok((session, thread)) => Ok((mountpoint.to_owned(), connection_of(mountpoint), session, thread)),
-        Err(source) => {
-            let _ = umount2(mountpoint, MntFlags::MNT_DETACH);
-            Err(MountError::Session { source })
-        }
-    }
+    started().map_err(|source: io::Error| {
+        let _ = umount2(mountpoint, MntFlags::MNT_DETACH);
+        MountError::Session { source }
+    })
 }
 
 fn open_device() -> Result<OwnedFd, MountError> {
@@ -372,6 +379,7 @@ pub fn clear_stale(mountpoint: &Path) -> Result<bool, MountError> {
 
 struct Mounted {
     source: String,
+    /// The minor number of its device; by it the kernel names the connection of a FUSE mount too.
     minor: String,
 }
 
@@ -412,12 +420,6 @@ fn unescape(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&out).into_owned()
-}
-
-/// The kernel's control folder of a FUSE mount: named by the minor number of its device.
-fn connection_of(mountpoint: &Path) -> Option<PathBuf> {
-    let minor = mounted_at(mountpoint)?.minor;
-    Some(PathBuf::from("/sys/fs/fuse/connections").join(minor))
 }
 
 #[cfg(test)]

@@ -274,6 +274,7 @@ impl Core {
             steps.push(gone);
         }
         tree.detach(ino, Attachment::Unlinked);
+        self.announce_end(&mut tree, ino);
         self.dir_changed(&mut tree, parent);
         if !local {
             self.emptied(&mut tree, parent, &mut steps);

@@ -12,7 +12,7 @@ use std::{
 
 use berth_store::{Change, ObjectInfo, StoreError};
 use berth_workspace::index;
-use fuser::Errno;
+use fuser::{Errno, FileType};
 use futures::StreamExt;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
@@ -257,6 +257,7 @@ impl Core {
                     ino
                 }
                 other => {
+                    let was = other.and_then(|ino| Some((ino, tree.kind(ino)?)));
                     if let Some(file) = other {
                         self.unshown.note(&tree.key(file).ok()?, Why::NameOfFolder);
                         tree.detach(file, Attachment::Replaced);
@@ -274,10 +275,12 @@ impl Core {
                         Node::Dir(Dir::default()),
                     )
                     .ok()?;
+                    let name: Arc<str> = name.into();
                     notices.push(Notice::Entry {
                         parent: at,
-                        name: name.into(),
+                        name: name.clone(),
                     });
+                    self.announce_name(tree, (at, &name), was, notices);
                     ino
                 }
             };
@@ -319,7 +322,9 @@ impl Core {
         let Some(parent) = self.folder(tree, above, info.modified, notices) else {
             return;
         };
-        let (perm, owner) = match tree.child(parent, name).ok().flatten() {
+        let there = tree.child(parent, name).ok().flatten();
+        let was = there.and_then(|ino| Some((ino, tree.kind(ino)?)));
+        let (perm, owner) = match there {
             None => (FILE_PERM, None),
             Some(ino) => match self.make_room(tree, ino, info) {
                 Some(rights) => rights,
@@ -357,10 +362,15 @@ impl Core {
             {
                 inode.times.mtime = inode.times.mtime.max(info.modified);
             }
+            if let Some((old, _)) = was {
+                tree.succeed(old, ino);
+            }
+            let name: Arc<str> = name.into();
             notices.push(Notice::Entry {
                 parent,
-                name: name.into(),
+                name: name.clone(),
             });
+            self.announce_name(tree, (parent, &name), was, notices);
         }
     }
 
@@ -435,12 +445,15 @@ impl Core {
     pub(crate) fn displace_file(&self, tree: &mut Tree, ino: Ino, notices: &mut Vec<Notice>) {
         let Ok(inode) = tree.get(ino) else { return };
         let (parent, name) = (inode.parent, inode.name.clone());
+        let was = tree.kind(ino).map(|kind| (ino, kind));
         tree.detach(ino, Attachment::Replaced);
         notices.push(Notice::Deleted {
             parent,
             child: ino,
-            name,
+            name: name.clone(),
         });
+        self.announce_name(tree, (parent, &name), was, notices);
+        self.announce_end(tree, ino);
         self.prune(tree, parent, notices);
     }
 
@@ -474,8 +487,10 @@ impl Core {
             notices.push(Notice::Deleted {
                 parent,
                 child: ino,
-                name,
+                name: name.clone(),
             });
+            let was = Some((ino, FileType::Directory));
+            self.announce_name(tree, (parent, &name), was, notices);
             if let Ok(key) = key
                 && let Some((entry, written)) = self.index.take_described(&key)
             {

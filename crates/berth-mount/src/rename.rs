@@ -135,6 +135,7 @@ impl Core {
         }
         if let Some(target) = plan.target {
             tree.detach(target, Attachment::Unlinked);
+            self.announce_end(&mut tree, target);
         }
         tree.relink(plan.ino, plan.new_parent, &plan.new_name)?;
         for one in &moved {

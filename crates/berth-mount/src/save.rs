@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 
 use crate::{
     Pending,
+    announce::Announcement,
     core::Core,
     draft::Snapshot,
     file::{Attachment, File},
@@ -164,6 +165,10 @@ impl Core {
         steps.push(put_step(file, &key, version.content, None));
         self.meta_step(&tree, file.ino, &key, &mut steps);
         self.enter(&tree, steps, &[(file.clone(), key, version.number)]);
+        if !tree.lineage.of(file.ino).is_empty() {
+            let saved = Announcement::Saved(file.ino);
+            self.kernel.send(&tree, Notice::Announce(saved));
+        }
         drop(tree);
         self.unsaved.remove(file);
         self.heed_rules();
@@ -305,8 +310,13 @@ impl Core {
         state.attachment = Attachment::Linked;
         state.base = None;
         drop(state);
-        let name = name.into();
-        self.kernel.send(tree, Notice::Entry { parent, name });
+        let (name, mut notices): (Arc<str>, _) = (name.into(), Vec::new());
+        notices.push(Notice::Entry {
+            parent,
+            name: name.clone(),
+        });
+        self.announce_name(tree, (parent, &name), None, &mut notices);
+        self.tell(tree, notices);
         Ok(())
     }
 
@@ -326,10 +336,21 @@ impl Core {
             conflict = aside,
             "changed here and elsewhere; ours is stored beside theirs"
         );
-        for name in [name, &aside] {
-            let name = name.into();
-            self.kernel.send(tree, Notice::Entry { parent, name });
+        let theirs = tree.child(parent, name)?;
+        let theirs = theirs.and_then(|ino| Some((ino, tree.kind(ino)?)));
+        let mut notices = Vec::new();
+        for (name, was) in [(name, theirs), (&*aside, None)] {
+            let name: Arc<str> = name.into();
+            notices.push(Notice::Entry {
+                parent,
+                name: name.clone(),
+            });
+            // Theirs that is not here yet is announced when it comes.
+            if was.is_some() || *name == *aside {
+                self.announce_name(tree, (parent, &name), was, &mut notices);
+            }
         }
+        self.tell(tree, notices);
         tree.key(file.ino)
     }
 }

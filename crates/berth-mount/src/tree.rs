@@ -18,6 +18,7 @@ use berth_workspace::WorkspaceFile;
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
 use crate::{
+    announce::lineage::Lineage,
     file::{Attachment, File},
     rules::Stale,
 };
@@ -171,6 +172,8 @@ pub(crate) struct Tree {
     gid: u32,
     /// Told of every `workspace.json` that comes or goes.
     pub(crate) stale: Arc<Stale>,
+    /// What files were before somebody else changed them.
+    pub(crate) lineage: Lineage,
 }
 
 /// The first name of a key or path: its workspace.
@@ -197,6 +200,7 @@ impl Tree {
             uid,
             gid,
             stale: Arc::default(),
+            lineage: Lineage::default(),
         }
     }
 
@@ -348,6 +352,7 @@ impl Tree {
         let new_name = inode.name.clone();
         self.note_rules(old_parent, &old_name, kind.0);
         self.note_rules(parent, &new_name, kind.0);
+        self.lineage.forgotten(ino);
         Ok(())
     }
 
@@ -422,6 +427,27 @@ impl Tree {
         all
     }
 
+    /// Whether the kernel has a reference to it, as it has to everything that is open or watched.
+    pub(crate) fn is_known(&self, ino: Ino) -> bool {
+        self.inodes.get(&ino).is_some_and(|inode| inode.lookups > 0)
+    }
+
+    /// `new` has the place of `old`, which somebody else changed.
+    pub(crate) fn succeed(&mut self, old: Ino, new: Ino) {
+        let known = self.is_known(old);
+        self.lineage.replaced(old, new, known);
+    }
+
+    /// What the kernel and `Announcement`s call the inode's kind.
+    pub(crate) fn kind(&self, ino: Ino) -> Option<FileType> {
+        Some(match &self.get(ino).ok()?.node {
+            Node::Dir(_) => FileType::Directory,
+            Node::File(_) => FileType::RegularFile,
+            Node::Symlink(_) => FileType::Symlink,
+            Node::Special(kind, _) => *kind,
+        })
+    }
+
     /// Counts one more reference of the kernel.
     pub(crate) fn remember(&mut self, ino: Ino) {
         if let Some(inode) = self.inodes.get_mut(&ino) {
@@ -435,6 +461,7 @@ impl Tree {
             inode.lookups = inode.lookups.saturating_sub(count);
             if inode.lookups == 0 && !inode.linked && ino != ROOT {
                 self.inodes.remove(&ino);
+                self.lineage.forgotten(ino);
             }
         }
     }

@@ -2,6 +2,7 @@
 //! berth-sys.
 
 pub mod durable;
+pub mod handle;
 pub mod link;
 pub mod loopdev;
 pub mod netns;

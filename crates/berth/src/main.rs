@@ -25,6 +25,9 @@ use crate::{
 };
 
 fn main() -> ExitCode {
+    if let Some(ended) = berth_mount::announcer_asked_for() {
+        return ended;
+    }
     let cli = Cli::parse();
     let config = match config::load(cli.config.as_deref()) {
         Ok(config) => config,

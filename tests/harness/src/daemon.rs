@@ -407,12 +407,16 @@ impl Daemon {
             .collect()
     }
 
-    /// The process ids of the daemon, its spawner and its keepers: the others are forks of the first and carry its command
-    /// line, and with it this test's configuration file.
+    /// The process ids of the daemon, its spawner, its keepers and its announcer: most are forks of the first and carry its
+    /// command line, and with it this test's configuration file; the last has the mountpoint in its own.
     #[must_use]
     pub fn processes(&self) -> Vec<i32> {
         let own = self.config().to_string_lossy().into_owned();
-        let ours = |line: Vec<u8>| String::from_utf8_lossy(&line).contains(&own);
+        let announcer = format!("berth-announcer\0{}\0", self.workspaces().display());
+        let ours = |line: Vec<u8>| {
+            let line = String::from_utf8_lossy(&line);
+            line.contains(&own) || line == announcer
+        };
         let listed = fs::read_dir("/proc").into_iter().flatten().flatten();
         listed
             .filter(|process| fs::read(process.path().join("cmdline")).is_ok_and(&ours))

@@ -17,6 +17,7 @@ mod servers;
 mod terminal;
 mod tools;
 mod wait;
+mod watcher;
 
 pub use daemon::{Daemon, Options, Output};
 pub use http::{Answer, Http};
@@ -26,6 +27,7 @@ pub use servers::{Foreign, Make};
 pub use terminal::Terminal;
 pub use tools::tool;
 pub use wait::{wait, wait_for};
+pub use watcher::{Event, Watcher};
 
 use std::path::PathBuf;
 

@@ -86,6 +86,7 @@ impl World {
             drain_timeout: Duration::from_secs(20),
             uid: 0,
             gid: 0,
+            announcer: Some(env!("CARGO_BIN_EXE_berth-announcer").into()),
         };
         configure(&mut config);
         let upstream = self.server.as_ref().unwrap().local_addr();

@@ -292,6 +292,12 @@ pub async fn status(client: &Client, json: bool) -> Result<ExitCode, Failure> {
         }
     }
     line("Changes elsewhere", seen_by(status.s3.feed).into());
+    if status.unannounced > 0 {
+        line(
+            "",
+            format!("{} were not announced to inotify watchers", status.unannounced),
+        );
+    }
     if let Some(hints) = status.s3.hints {
         let dropped = hints.foreign + hints.forged + hints.stale + hints.repeated;
         line(

@@ -193,6 +193,7 @@ fn daemon_status(config: &Config, endpoint: String, edge: Vec<String>, since: In
         local: berth_mount::LocalUsage::default(),
         pending: berth_mount::Pending::default(),
         unshown: berth_mount::Unshown::default(),
+        unannounced: 0,
         journal: None,
         s3: berth_console::S3Status::default(),
     }

@@ -231,6 +231,8 @@ fn mount_config(config: &Config) -> Result<MountConfig, Failure> {
         drain_timeout: wanted.drain_timeout.0,
         uid: 0,
         gid: 0,
+        // This very binary, even when another was installed since.
+        announcer: Some("/proc/self/exe".into()),
     })
 }
 
@@ -394,6 +396,7 @@ pub fn status_source(
             status.local = mount.local_usage();
             status.pending = mount.pending();
             status.unshown = mount.unshown();
+            status.unannounced = mount.unannounced();
             status.journal = Some(mount.journal());
         }
         status.s3 = S3Status {
