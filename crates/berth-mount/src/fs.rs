@@ -221,7 +221,7 @@ impl Filesystem for BerthFs {
             .map_err(|_| Errno::ENOENT)
             .and_then(|name| match announced {
                 true => self.core.announced_removal(parent.0, name, false),
-                false => self.core.unlink(parent.0, name),
+                false => self.core.unlink(parent.0, name, req.pid()),
             });
         Self::now(reply, removed, done);
     }
@@ -232,7 +232,7 @@ impl Filesystem for BerthFs {
             .map_err(|_| Errno::ENOENT)
             .and_then(|name| match announced {
                 true => self.core.announced_removal(parent.0, name, true),
-                false => self.core.rmdir(parent.0, name),
+                false => self.core.rmdir(parent.0, name, req.pid()),
             });
         Self::now(reply, removed, done);
     }
@@ -265,9 +265,10 @@ impl Filesystem for BerthFs {
         if self.core.announcer.is(req.pid()) {
             return reply.error(Errno::EBUSY);
         }
+        let by = req.pid();
         match self
             .core
-            .rename_here((parent.0, &name), (newparent.0, &new_name), flags)
+            .rename_here((parent.0, &name), (newparent.0, &new_name), (flags, by))
         {
             Err(errno) => reply.error(errno),
             Ok(Missing::Nothing) => reply.ok(),
@@ -275,7 +276,10 @@ impl Filesystem for BerthFs {
                 let core = self.core.clone();
                 self.later(
                     reply,
-                    async move { core.rename((parent.0, &name), (newparent.0, &new_name), flags).await },
+                    async move {
+                        core.rename((parent.0, &name), (newparent.0, &new_name), (flags, by))
+                            .await
+                    },
                     done,
                 );
             }

@@ -5,10 +5,11 @@
 //!
 //! So the kernel learns a little late that a name means another file. Until it has been told, or has asked, the name is
 //! *stale*: who renames or removes it may have the old file in view, and the kernel would take the new one for it. Such a
-//! request is answered with `ESTALE`, upon which the kernel asks what the name means now, and does it again.
+//! request is answered with `ESTALE`, upon which the kernel asks what the name means now, and does it again. It does so once: a
+//! name that changed once more meanwhile is not refused a second time.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -62,7 +63,12 @@ struct Stale {
 struct Names {
     sent: u64,
     by_folder: HashMap<Ino, HashMap<Arc<str>, u64>>,
+    /// Who was refused lately, and which name: the process comes again at once.
+    refused: VecDeque<(u32, Ino, Arc<str>)>,
 }
+
+/// So many refusals are kept in mind.
+const REFUSED: usize = 64;
 
 impl Stale {
     /// Numbers the notice and marks its name.
@@ -80,6 +86,22 @@ impl Stale {
     fn holds(&self, parent: Ino, name: &str) -> bool {
         self.any.load(Ordering::Acquire)
             && (self.names.lock().by_folder.get(&parent)).is_some_and(|names| names.contains_key(name))
+    }
+
+    /// Whether process `by` is to be refused, if the name is marked: not twice.
+    fn refuses(&self, by: u32, parent: Ino, name: &str) -> bool {
+        let mut names = self.names.lock();
+        let again =
+            |(pid, folder, refused): &(u32, Ino, Arc<str>)| *pid == by && *folder == parent && **refused == *name;
+        if let Some(at) = names.refused.iter().position(again) {
+            names.refused.remove(at);
+            return false;
+        }
+        if names.refused.len() == REFUSED {
+            names.refused.pop_front();
+        }
+        names.refused.push_back((by, parent, name.into()));
+        true
     }
 
     /// Takes the mark away; `told`: if it is of this notice.
@@ -142,15 +164,15 @@ impl KernelNotices {
         self.stale.clear(parent, name, None);
     }
 
-    /// Refuses a request about a name that the kernel may know otherwise.
+    /// Refuses a request of process `by` about a name that the kernel may know otherwise. `true`: it may, but it has been
+    /// refused before.
     ///
     /// # Errors
     /// `ESTALE`: the kernel asks anew and comes again.
-    pub(crate) fn check_fresh(&self, _tree: &Tree, parent: Ino, name: &str) -> Result<(), Errno> {
-        if self.stale.holds(parent, name) {
-            Err(Errno::ESTALE)
-        } else {
-            Ok(())
+    pub(crate) fn check_fresh(&self, _tree: &Tree, (parent, name): (Ino, &str), by: u32) -> Result<bool, Errno> {
+        match self.stale.holds(parent, name) {
+            true if self.stale.refuses(by, parent, name) => Err(Errno::ESTALE),
+            stale => Ok(stale),
         }
     }
 }
@@ -239,5 +261,18 @@ mod tests {
         stale.mark(&Notice::Attributes(5));
         stale.clear(5, "b", None);
         assert!(stale.names.lock().by_folder.is_empty());
+    }
+
+    #[test]
+    fn nobody_is_refused_twice_in_a_row_about_the_same_name() {
+        let stale = Stale::default();
+        stale.mark(&entry(5, "a"));
+        assert!(stale.refuses(100, 5, "a") && stale.refuses(101, 5, "a") && stale.refuses(100, 5, "b"));
+        assert!(!stale.refuses(100, 5, "a"), "it comes again");
+        assert!(stale.refuses(100, 5, "a"), "that was another request");
+        for pid in 0..1000 {
+            stale.refuses(pid, 9, "many");
+        }
+        assert!(stale.names.lock().refused.len() <= REFUSED);
     }
 }

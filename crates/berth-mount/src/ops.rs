@@ -246,9 +246,9 @@ impl Core {
     }
 
     /// Removes a name.
-    pub(crate) fn unlink(&self, parent: Ino, name: &str) -> Result<(), Errno> {
+    pub(crate) fn unlink(&self, parent: Ino, name: &str, by: u32) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
-        self.kernel.check_fresh(&tree, parent, name)?;
+        self.kernel.check_fresh(&tree, (parent, name), by)?;
         let ino = tree.child(parent, name)?.ok_or(Errno::ENOENT)?;
         let inode = tree.get(ino)?;
         let (local, file) = (inode.local, inode.file().cloned());
@@ -303,9 +303,9 @@ impl Core {
     }
 
     /// Removes an empty folder.
-    pub(crate) fn rmdir(&self, parent: Ino, name: &str) -> Result<(), Errno> {
+    pub(crate) fn rmdir(&self, parent: Ino, name: &str, by: u32) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
-        self.kernel.check_fresh(&tree, parent, name)?;
+        self.kernel.check_fresh(&tree, (parent, name), by)?;
         let ino = tree.child(parent, name)?.ok_or(Errno::ENOENT)?;
         let inode = tree.get(ino)?;
         let dir = inode.as_dir()?;

@@ -19,6 +19,7 @@ use crate::{
     file::{Attachment, Base, Body, File, FileState},
     index::entry_of,
     journal::Content,
+    kernel::Notice,
     local::Charge,
     ops::{SMALL, backup_gone, delete_marker},
     pending::Step,
@@ -76,15 +77,15 @@ struct Effects {
 }
 
 impl Core {
-    /// Renames.
+    /// Renames, for process `by`.
     pub(crate) async fn rename(
         self: &Arc<Self>,
         (parent, name): (Ino, &str),
         (new_parent, new_name): (Ino, &str),
-        flags: RenameFlags,
+        (flags, by): (RenameFlags, u32),
     ) -> Result<(), Errno> {
         loop {
-            let missing = match self.rename_here((parent, name), (new_parent, new_name), flags)? {
+            let missing = match self.rename_here((parent, name), (new_parent, new_name), (flags, by))? {
                 Missing::Nothing => return Ok(()),
                 Missing::Content(files) => files,
             };
@@ -99,9 +100,10 @@ impl Core {
         &self,
         (parent, name): (Ino, &str),
         (new_parent, new_name): (Ino, &str),
-        flags: RenameFlags,
+        (flags, by): (RenameFlags, u32),
     ) -> Result<Missing, Errno> {
         let mut tree = self.tree.lock();
+        let stale = self.kernel.check_fresh(&tree, (parent, name), by)?;
         let Some(mut plan) = self.check(&tree, parent, name, new_parent, new_name, flags)? else {
             return Ok(Missing::Nothing);
         };
@@ -153,6 +155,11 @@ impl Core {
             self.touch_index(&tree, plan.ino);
         }
         self.finish_move(&mut tree, &plan, &moved, &mut effects);
+        if stale {
+            // The kernel takes what it knew by the old name for what has the new one.
+            let (parent, name) = (plan.new_parent, plan.new_name.as_str().into());
+            self.kernel.send(&tree, Notice::Entry { parent, name });
+        }
         let seq = self.enter(&tree, effects.steps, &effects.files);
         for one in moved.iter().filter(|one| one.was_local) {
             self.uncover(&mut tree, &one.old_key);
@@ -175,7 +182,6 @@ impl Core {
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
             return Err(Errno::EINVAL);
         }
-        self.kernel.check_fresh(tree, parent, name)?;
         let ino = tree.child(parent, name)?.ok_or(Errno::ENOENT)?;
         let inode = tree.get(ino)?;
         let target = tree.child(new_parent, new_name)?;
