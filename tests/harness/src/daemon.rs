@@ -398,9 +398,22 @@ impl Daemon {
         String::from_utf8_lossy(&bucket.rclone(arguments)).into_owned()
     }
 
-    /// All keys of the bucket, listed by rclone.
+    /// Waits until S3 has all that was saved.
+    ///
+    /// # Panics
+    /// When it has not within half a minute.
+    pub fn settle(&self) {
+        wait("S3 to have all that was saved", Duration::from_secs(30), || {
+            let told = self.berth(&["ps", "--json"]).stdout;
+            let ps: serde_json::Value = serde_json::from_str(&told).unwrap_or_default();
+            ps["pending"]["count"] == 0
+        });
+    }
+
+    /// All keys of the bucket, listed by rclone when S3 has all that was saved.
     #[must_use]
     pub fn bucket_keys(&self) -> Vec<String> {
+        self.settle();
         self.rclone(&["lsf", "-R", "--files-only", "b:"])
             .lines()
             .map(str::to_owned)
