@@ -96,9 +96,9 @@ fn an_idle_app_leaves_nothing_behind_and_the_next_request_starts_it_again() {
     wait("the sandbox's traces to go", Duration::from_secs(10), || {
         sandbox_traces(&daemon).is_empty()
     });
-    // The daemon and its spawner; keepers carry the same command line.
+    // The daemon, its spawner and its announcer; keepers carry the same command line.
     wait("its keeper to go", Duration::from_secs(10), || {
-        daemon.processes().len() == 2
+        daemon.processes().len() == 3
     });
     assert_eq!(daemon.get("/sleepy/").text, "awake");
     assert_eq!(daemon.inspect("sleepy").unwrap()["starts"], 2);

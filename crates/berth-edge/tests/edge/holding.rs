@@ -163,14 +163,16 @@ async fn a_waiting_browser_sees_progress_and_then_the_app() {
         html.contains("Starting") && html.contains("http-equiv=\"refresh\""),
         "{html}"
     );
-    // The browser is between two requests, the app is waited for all the same.
-    assert_eq!(world.app("blog").waiting(), 1);
+    until(
+        "the app is waited for while the browser is between two requests",
+        || world.app("blog").waiting() == 1,
+    )
+    .await;
     assert_eq!(page().await.expect("an answer").status(), 503);
-    assert_eq!(
-        world.app("blog").waiting(),
-        1,
-        "one waiter stays behind, however often it is asked"
-    );
+    until("one waiter stays behind, however often it is asked", || {
+        world.app("blog").waiting() == 1
+    })
+    .await;
     // A program just waits.
     let program = tokio::spawn(client().get(world.url("/blog/")).header("accept", "*/*").send());
     until("the program is held", || world.app("blog").waiting() == 2).await;
