@@ -7,7 +7,6 @@
 use std::{sync::Arc, time::SystemTime};
 
 use berth_workspace::index::{EntryKind, IndexEntry, SLACK, WorkspaceIndex, from_nanos};
-use fuser::FileType;
 
 use crate::{
     core::{Core, Shape},
@@ -128,16 +127,8 @@ impl Core {
             Node::Dir(dir) => !inode.local && !dir.marker && dir.children.is_empty(),
             Node::File(_) | Node::Special(..) => false,
         };
-        let (parent, name) = (inode.parent, inode.name.clone());
         if only_described {
-            let was = tree.kind(ino).map(|kind| (ino, kind));
-            tree.detach(ino, Attachment::Unlinked);
-            notices.push(Notice::Deleted {
-                parent,
-                child: ino,
-                name: name.clone(),
-            });
-            self.announce_name(tree, (parent, &name), was, notices);
+            self.take_name(tree, ino, Attachment::Unlinked, notices);
         }
         only_described
     }
@@ -150,18 +141,11 @@ impl Core {
                 continue;
             }
             let Ok(inode) = tree.get_mut(ino) else { continue };
-            let (parent, name, local) = (inode.parent, inode.name.clone(), inode.local);
+            let local = inode.local;
             match &mut inode.node {
                 _ if local => {}
                 Node::Symlink(_) => {
-                    tree.detach(ino, Attachment::Unlinked);
-                    notices.push(Notice::Deleted {
-                        parent,
-                        child: ino,
-                        name: name.clone(),
-                    });
-                    let was = Some((ino, FileType::Symlink));
-                    self.announce_name(tree, (parent, &name), was, notices);
+                    self.take_name(tree, ino, Attachment::Unlinked, notices);
                 }
                 Node::Dir(dir) => {
                     dir.indexed = false;

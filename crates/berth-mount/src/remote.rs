@@ -12,7 +12,7 @@ use std::{
 
 use berth_store::{Change, ObjectInfo, StoreError};
 use berth_workspace::index;
-use fuser::{Errno, FileType};
+use fuser::Errno;
 use futures::StreamExt;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
@@ -443,18 +443,26 @@ impl Core {
 
     /// The file is nowhere any more. Who has it open did not remove it: what they save still counts.
     pub(crate) fn displace_file(&self, tree: &mut Tree, ino: Ino, notices: &mut Vec<Notice>) {
+        let Ok(parent) = tree.get(ino).map(|inode| inode.parent) else {
+            return;
+        };
+        self.take_name(tree, ino, Attachment::Replaced, notices);
+        self.announce_end(tree, ino);
+        self.prune(tree, parent, notices);
+    }
+
+    /// Takes away the name of what is gone elsewhere, and tells the kernel and who watches.
+    pub(crate) fn take_name(&self, tree: &mut Tree, ino: Ino, how: Attachment, notices: &mut Vec<Notice>) {
         let Ok(inode) = tree.get(ino) else { return };
         let (parent, name) = (inode.parent, inode.name.clone());
         let was = tree.kind(ino).map(|kind| (ino, kind));
-        tree.detach(ino, Attachment::Replaced);
+        tree.detach(ino, how);
         notices.push(Notice::Deleted {
             parent,
             child: ino,
             name: name.clone(),
         });
         self.announce_name(tree, (parent, &name), was, notices);
-        self.announce_end(tree, ino);
-        self.prune(tree, parent, notices);
     }
 
     /// Removes folders that existed only by what was below them.
@@ -483,14 +491,7 @@ impl Core {
                 self.index.touch(&name);
             }
             let key = tree.key(ino);
-            tree.detach(ino, Attachment::Unlinked);
-            notices.push(Notice::Deleted {
-                parent,
-                child: ino,
-                name: name.clone(),
-            });
-            let was = Some((ino, FileType::Directory));
-            self.announce_name(tree, (parent, &name), was, notices);
+            self.take_name(tree, ino, Attachment::Unlinked, notices);
             if let Ok(key) = key
                 && let Some((entry, written)) = self.index.take_described(&key)
             {

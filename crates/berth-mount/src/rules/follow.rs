@@ -47,19 +47,25 @@ impl Core {
             let _turn = self.rules.turn.lock();
             let stale = self.rules.stale.all();
             for (workspace, mark) in &stale {
-                match self.look_at_rules(workspace) {
-                    Seen::Gone => self.rules.removed(workspace, *mark),
-                    Seen::Unsaved => {}
-                    Seen::Text(text) => self.rules.read(workspace, *mark, Some(&text)),
-                    Seen::TooLong => self.rules.read(workspace, *mark, None),
-                    Seen::Far(_) => {
-                        self.rules.far.lock().insert(workspace.clone(), *mark);
-                        self.rules.stale.wake.notify_one();
-                    }
+                if self.take_rules(workspace, *mark).is_some() {
+                    self.rules.far.lock().insert(workspace.clone(), *mark);
+                    self.rules.stale.wake.notify_one();
                 }
             }
             self.rules.stale.done(&stale);
         }
+    }
+
+    /// Puts in force what is at hand; where the file is if S3 alone has it.
+    fn take_rules(&self, workspace: &str, mark: u64) -> Option<Base> {
+        match self.look_at_rules(workspace) {
+            Seen::Gone => self.rules.removed(workspace, mark),
+            Seen::Unsaved => {}
+            Seen::Text(text) => self.rules.read(workspace, mark, Some(&text)),
+            Seen::TooLong => self.rules.read(workspace, mark, None),
+            Seen::Far(base) => return Some(base),
+        }
+        None
     }
 
     fn look_at_rules(&self, workspace: &str) -> Seen {
@@ -121,25 +127,24 @@ impl Core {
     }
 
     async fn fetch_rules_of(self: &Arc<Self>, workspace: &str, mark: u64) -> bool {
-        match self.look_at_rules(workspace) {
-            Seen::Gone => self.rules.removed(workspace, mark),
-            Seen::Unsaved => {}
-            Seen::Text(text) => self.rules.read(workspace, mark, Some(&text)),
-            Seen::TooLong => self.rules.read(workspace, mark, None),
-            Seen::Far(base) => match self.contents.fetch(&self.store, &base, 0).await {
-                Ok(text) => self.rules.read(workspace, mark, Some(&text)),
-                Err(FetchError::Changed(key)) => {
-                    // What is there now is noted when it is in the tree.
-                    self.reconcile(&key).await;
-                    return false;
-                }
-                Err(FetchError::Store(error)) => {
-                    tracing::info!(workspace, %error, "cannot read its workspace.json; what stays out of S3 is as before");
-                    return false;
-                }
-            },
+        let Some(base) = self.take_rules(workspace, mark) else {
+            return true;
+        };
+        match self.contents.fetch(&self.store, &base, 0).await {
+            Ok(text) => {
+                self.rules.read(workspace, mark, Some(&text));
+                true
+            }
+            Err(FetchError::Changed(key)) => {
+                // What is there now is noted when it is in the tree.
+                self.reconcile(&key).await;
+                false
+            }
+            Err(FetchError::Store(error)) => {
+                tracing::info!(workspace, %error, "cannot read its workspace.json; what stays out of S3 is as before");
+                false
+            }
         }
-        true
     }
 
     /// Reads the rules before the first request: from the cache, and from S3 for [`START`] at most. Until the rest is read, in
