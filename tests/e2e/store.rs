@@ -1,6 +1,8 @@
 //! What people are told about their S3 server: what is wrong with it, what it holds that cannot be shown, and what is not there yet.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod s3;
+
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
@@ -9,23 +11,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use berth_harness::{Daemon, wait_for};
-use berth_store::{Precondition, Store, StoreConfig};
+use berth_store::{Precondition, Store};
+use s3::store_config;
 
 const BERTH: &str = env!("CARGO_BIN_EXE_berth");
-
-fn store_config(daemon: &Daemon) -> StoreConfig {
-    let env = daemon.s3_env();
-    StoreConfig {
-        endpoint: Some(env["AWS_ENDPOINT_URL"].clone()),
-        region: "us-east-1".into(),
-        bucket: env["S3_BUCKET"].clone(),
-        access_key: env["AWS_ACCESS_KEY_ID"].clone(),
-        secret_key: env["AWS_SECRET_ACCESS_KEY"].clone(),
-        session_token: None,
-        path_style: true,
-        poll_interval: Duration::from_secs(15),
-    }
-}
 
 /// Stores objects as another program would.
 fn put(daemon: &Daemon, keys: &[&str]) {

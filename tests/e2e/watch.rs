@@ -1,6 +1,8 @@
 //! Watchers of the mount (inotify, node's `fs.watch` and `node --watch`) hear what an S3 client changed, through a real daemon.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod s3;
+
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -15,7 +17,7 @@ use std::{
 };
 
 use berth_harness::{Daemon, Watcher, wait, wait_for};
-use berth_store::{Precondition, Store, StoreConfig};
+use berth_store::{Precondition, Store};
 use nix::{
     sys::{
         inotify::AddWatchFlags as In,
@@ -23,6 +25,7 @@ use nix::{
     },
     unistd::Pid,
 };
+use s3::store_config;
 use tokio::runtime::Runtime;
 
 const BERTH: &str = env!("CARGO_BIN_EXE_berth");
@@ -38,19 +41,8 @@ struct Client {
 
 impl Client {
     fn of(daemon: &Daemon) -> Self {
-        let env = daemon.s3_env();
-        let config = StoreConfig {
-            endpoint: Some(env["AWS_ENDPOINT_URL"].clone()),
-            region: "us-east-1".into(),
-            bucket: env["S3_BUCKET"].clone(),
-            access_key: env["AWS_ACCESS_KEY_ID"].clone(),
-            secret_key: env["AWS_SECRET_ACCESS_KEY"].clone(),
-            session_token: None,
-            path_style: true,
-            poll_interval: Duration::from_secs(15),
-        };
         let runtime = Runtime::new().unwrap();
-        let store = runtime.block_on(Store::connect(config, None)).unwrap();
+        let store = runtime.block_on(Store::connect(store_config(daemon), None)).unwrap();
         Self { runtime, store }
     }
 
