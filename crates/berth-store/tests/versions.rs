@@ -108,7 +108,7 @@ async fn an_upload_goes_on_while_its_file_is_written_and_shows_only_when_it_is_c
 
     let given_up = f.store.begin("other", None).await.unwrap();
     given_up.part(1, noise(100, 1).into()).await.unwrap();
-    given_up.abort().await;
+    given_up.abort().await.unwrap();
     let forgotten = f.store.begin("other", None).await.unwrap();
     forgotten.part(1, noise(100, 1).into()).await.unwrap();
     drop(forgotten);

@@ -290,6 +290,14 @@ impl Store {
         Multipart::begin(&self.inner, key, token).await
     }
 
+    /// Gives up an upload in parts that an earlier process began ([`Multipart::id`]).
+    ///
+    /// # Errors
+    /// As any request; an upload that the server does not know is none.
+    pub async fn give_up(&self, key: &str, id: &str) -> Result<()> {
+        multipart::abort(&self.inner, key, id).await
+    }
+
     /// Copies on the server, headers and all. `etag`: only if `from` still is that version.
     ///
     /// # Errors

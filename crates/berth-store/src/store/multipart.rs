@@ -26,6 +26,7 @@ pub struct Multipart {
     /// ETag and length of each part that the server has.
     parts: Mutex<BTreeMap<u16, (String, u64)>>,
     open: AtomicBool,
+    runtime: tokio::runtime::Handle,
 }
 
 impl fmt::Debug for Multipart {
@@ -49,6 +50,7 @@ impl Multipart {
             token: token.map(str::to_owned),
             parts: Mutex::default(),
             open: AtomicBool::new(true),
+            runtime: tokio::runtime::Handle::current(),
         })
     }
 
@@ -139,10 +141,26 @@ impl Multipart {
             .await
     }
 
-    /// Gives the upload up, and what was sent of it. Best effort: a server forgets uploads in the end by its own rules.
-    pub async fn abort(&self) {
+    /// The server's name of this upload.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Leaves out of the object what was sent as parts after `count`.
+    pub fn keep_first(&self, count: u16) {
+        self.parts.lock().retain(|number, _| *number <= count);
+    }
+
+    /// Gives the upload up, and what was sent of it. A server forgets uploads in the end by its own rules.
+    ///
+    /// # Errors
+    /// As any request; an upload that the server does not know is none.
+    pub async fn abort(&self) -> Result<()> {
         if self.open.swap(false, Ordering::AcqRel) {
-            abort(&self.inner, &self.key, &self.id).await;
+            abort(&self.inner, &self.key, &self.id).await
+        } else {
+            Ok(())
         }
     }
 }
@@ -153,17 +171,20 @@ impl Drop for Multipart {
             return;
         }
         let (inner, key, id) = (Arc::clone(&self.inner), self.key.clone(), self.id.clone());
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { abort(&inner, &key, &id).await });
-        }
+        self.runtime.spawn(async move {
+            if let Err(error) = abort(&inner, &key, &id).await {
+                tracing::debug!(%error, "cannot abort an upload in parts");
+            }
+        });
     }
 }
 
-async fn abort(inner: &Inner, key: &str, id: &str) {
+pub(super) async fn abort(inner: &Inner, key: &str, id: &str) -> Result<()> {
     let request = inner.client.abort_multipart_upload().bucket(&inner.bucket).key(key);
-    if let Err(error) = request.upload_id(id).send().await {
-        let error = inner.failure(Act::Put, Some(key), error);
-        tracing::debug!(%error, "cannot abort an upload in parts");
+    match request.upload_id(id).send().await {
+        Ok(_) => Ok(()),
+        Err(error) if error.raw_response().is_some_and(|r| r.status().as_u16() == 404) => Ok(()),
+        Err(error) => Err(inner.failure(Act::Put, Some(key), error)),
     }
 }
 

@@ -180,7 +180,8 @@ impl Inner {
             Err(e) => Err(e),
         };
         if done.is_err() {
-            upload.abort().await;
+            // Best effort: what failed is told.
+            let _ = upload.abort().await;
         }
         done
     }
