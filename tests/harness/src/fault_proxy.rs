@@ -108,6 +108,8 @@ pub struct Seen {
     pub method: String,
     /// Its path and query as sent.
     pub path: String,
+    /// Bytes of its body, as sent.
+    pub length: usize,
     /// What was done to it.
     pub fault: Option<Fault>,
 }
@@ -136,7 +138,7 @@ struct Plan {
 
 impl State {
     /// Decides about a request and writes it down.
-    fn judge(&self, method: &str, path: &str) -> Option<Fault> {
+    fn judge(&self, method: &str, path: &str, length: usize) -> Option<Fault> {
         let mut plan = self.plan.lock();
         let Plan { rules, chance, .. } = &mut *plan;
         let hit = rules
@@ -149,6 +151,7 @@ impl State {
         let seen = Seen {
             method: method.into(),
             path: path.into(),
+            length,
             fault,
         };
         plan.seen.push(seen);

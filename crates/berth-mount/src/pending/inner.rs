@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Aside, ECHO, Hold, Inner, Intent, Key, MAX_PACE, META, NEW_NAME, OBJECT, PACE, REMOVED, Record, Restored, Step,
-    TEMPORARY, Want, Who, cleared, looks_temporary, now_ms,
+    Aside, ECHO, EMPTY, Hold, Inner, Intent, Key, MAX_PACE, META, NEW_NAME, OBJECT, PACE, REMOVED, Record, Restored,
+    Step, TEMPORARY, Want, Who, cleared, looks_temporary, now_ms,
 };
 use crate::{
     journal::{Content, Held, Op},
@@ -146,13 +146,17 @@ impl Inner {
             since_ms,
             copies,
         };
+        let empty = matches!(&content, Some(Content::Bytes(bytes)) if bytes.is_empty()) && !key.ends_with('/');
         batch.push(Op {
             slot: format!("{OBJECT}{key}"),
             value: Some(serde_json::to_vec(&record).unwrap_or_default()),
             content,
         });
         let shared: Key = Key::from(&*key);
-        let not_before = self.earliest(&shared, &record);
+        let mut not_before = self.earliest(&shared, &record);
+        if empty {
+            not_before = not_before.max(Instant::now() + EMPTY);
+        }
         if let Some((from, hold)) = &holds {
             self.hold(from, &shared, Who::Intent, *hold);
         }

@@ -25,6 +25,7 @@ mod aside;
 mod burst;
 mod inner;
 mod metas;
+mod own;
 mod recover;
 mod wait;
 
@@ -55,6 +56,8 @@ pub(crate) type Key = Arc<str>;
 const NEW_NAME: Duration = Duration::from_millis(4);
 /// The same for names that look like temporary files.
 const TEMPORARY: Duration = Duration::from_millis(250);
+/// An empty file waits so long for its content: a shell closes one of two descriptors of `> FILE` before anything is written.
+const EMPTY: Duration = Duration::from_millis(200);
 /// A key that was sent so lately waits: editors and builds save the same file again and again.
 const PACE: Duration = Duration::from_millis(90);
 /// The longest wait of a key that is saved all the time.
@@ -582,7 +585,7 @@ fn now_ms() -> u64 {
 }
 
 /// Whether a name is of the kind that is renamed soon.
-fn looks_temporary(key: &str) -> bool {
+pub(crate) fn looks_temporary(key: &str) -> bool {
     let name = key.rsplit('/').next().unwrap_or(key).to_ascii_lowercase();
     let marks = ["tmp", "temp", ".part", ".new", ".lock", "~"];
     marks.iter().any(|mark| name.contains(mark)) || (name.starts_with('.') && name.matches('.').count() > 1)

@@ -39,7 +39,7 @@ async fn handle(request: Request<Incoming>, state: &State) -> io::Result<Respons
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     let mut changed = state.changed.subscribe();
     changed.mark_unchanged();
-    let fault = state.judge(head.method.as_str(), &path);
+    let fault = state.judge(head.method.as_str(), &path, body.len());
     match fault {
         Some(Fault::Status(status)) => return refusal(status),
         Some(Fault::CutBefore) => return Err(cut()),
