@@ -63,6 +63,16 @@ impl BerthFs {
         }
     }
 
+    /// Answers when the file is saved.
+    pub(crate) fn save(&self, file: Arc<File>, reply: ReplyEmpty) {
+        let core = self.core.clone();
+        match core.save_here(&file) {
+            Err(errno) => reply.error(errno),
+            Ok(Some(())) => reply.ok(),
+            Ok(None) => self.later(reply, async move { core.save(&file).await }, done),
+        }
+    }
+
     /// Answers when `work` is done; the FUSE thread goes on.
     pub(crate) fn later<A: Answer, T: Send + 'static>(
         &self,
@@ -107,7 +117,7 @@ impl BerthFs {
     }
 
     /// Opens for reading or writing; `Some`: fetch the content first.
-    pub(crate) fn open_file(&self, ino: Ino, flags: OpenFlags) -> Result<(Arc<File>, bool), Errno> {
+    pub(crate) fn open_file(&self, ino: Ino, flags: OpenFlags, by: u32) -> Result<(Arc<File>, bool), Errno> {
         let file = self.tree().file(ino)?;
         let truncates = flags.0 & libc::O_TRUNC != 0 && flags.acc_mode() != OpenAccMode::O_RDONLY;
         {
@@ -119,7 +129,7 @@ impl BerthFs {
             state.opens += 1;
         }
         if truncates {
-            self.core.truncate_here(&file, 0)?;
+            self.core.truncate_here(&file, 0, by)?;
         }
         let fetch = !truncates && self.core.wants_pin(&file).is_some();
         Ok((file, fetch))

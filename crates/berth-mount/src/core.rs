@@ -16,11 +16,11 @@ use crate::{
     announce::Announcer,
     cache::{CHUNK, Contents, FetchError},
     doubts::Doubts,
-    draft::Draft,
+    draft::{Draft, SPILL},
     file::{Base, Body, File},
     handles::{Handles, OpenDir},
     index::IndexWriter,
-    journal::{Held, Journal},
+    journal::{BodyFile, Held, Journal},
     kernel::KernelNotices,
     local::LocalBudget,
     pending::Intents,
@@ -243,12 +243,17 @@ impl Core {
                 }
                 let from = match (&state.body, &state.base) {
                     (Body::Held(held), _) => Source::Held(held.clone()),
+                    // After an `fsync` it could only be had from S3, and is too large to be here as a whole.
+                    (Body::Draft(_), _) if state.is_released() => return Err(Errno::EFBIG),
                     (Body::Draft(Draft::Spilled { file, len, .. }), _) => Source::File(file.clone(), *len),
                     (Body::Stored, Some(base)) => Source::S3(base.clone()),
                     _ => return Err(Errno::EIO),
                 };
                 (from, state.version)
             };
+            if from.len() > SPILL {
+                self.room_to_write(file, from.len()).await?;
+            }
             let draft = self.copy_here(&from).await?;
             let mut state = file.state();
             let same = state.version == version
@@ -329,8 +334,18 @@ impl Core {
 /// Where content comes from.
 enum Source {
     S3(Base),
-    File(Arc<std::fs::File>, u64),
+    File(Arc<BodyFile>, u64),
     Held(Arc<Held>),
+}
+
+impl Source {
+    fn len(&self) -> u64 {
+        match self {
+            Self::S3(base) => base.size,
+            Self::File(_, len) => *len,
+            Self::Held(held) => held.len(),
+        }
+    }
 }
 
 /// What a path is, for the question whether it is local-only.

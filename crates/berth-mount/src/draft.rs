@@ -8,7 +8,7 @@ use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::journal::{Content, Held, Journal};
+use crate::journal::{BodyFile, Content, Held, Journal};
 
 /// Drafts beyond this size go to a file.
 pub(crate) const SPILL: u64 = 8 << 20;
@@ -23,7 +23,11 @@ const STEP: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) enum Draft {
     Memory(Arc<Vec<u8>>),
-    Spilled { file: Arc<File>, len: u64, shared: bool },
+    Spilled {
+        file: Arc<BodyFile>,
+        len: u64,
+        shared: bool,
+    },
 }
 
 /// One state of a file's content.
@@ -32,17 +36,17 @@ pub(crate) enum Snapshot {
     /// The bytes themselves.
     Memory(Bytes),
     /// A file that nobody writes any more.
-    File(Arc<File>, u64),
+    File(Arc<BodyFile>, u64),
     /// The journal has it already.
     Held(Arc<Held>),
 }
 
 impl Snapshot {
-    pub(crate) fn len(&self) -> u64 {
+    /// Bytes that the journal still has to write for it. A file is on its disk already, and counted there.
+    pub(crate) fn unwritten(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
-            Self::File(_, len) => *len,
-            Self::Held(held) => held.len(),
+            Self::File(..) | Self::Held(_) => 0,
         }
     }
 
@@ -95,6 +99,14 @@ impl Draft {
         }
     }
 
+    /// Bytes that the journal would have to write to save it.
+    pub(crate) fn unwritten(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::Spilled { .. } => 0,
+        }
+    }
+
     /// Whether it must be copied before it is written.
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Self::Spilled { shared: true, .. })
@@ -119,6 +131,10 @@ impl Draft {
         match self {
             Self::Memory(bytes) => Ok(Bytes::copy_from_slice(&bytes[offset as usize..end as usize])),
             Self::Spilled { file, .. } => {
+                if offset < file.upload.released() {
+                    // Only S3 has it, as parts of no object yet.
+                    return Err(io::Error::from_raw_os_error(libc::EBUSY));
+                }
                 let mut out = vec![0; (end - offset) as usize];
                 file.read_exact_at(&mut out, offset)?;
                 Ok(out.into())
@@ -143,7 +159,9 @@ impl Draft {
                 bytes[offset as usize..end as usize].copy_from_slice(data);
             }
             Self::Spilled { file, len, .. } => {
+                only_behind(file, offset)?;
                 file.write_all_at(data, offset)?;
+                file.upload.wrote(offset, data.len() as u64);
                 *len = end.max(*len);
             }
         }
@@ -156,7 +174,9 @@ impl Draft {
         match self {
             Self::Memory(bytes) => Arc::make_mut(bytes).resize(size as usize, 0),
             Self::Spilled { file, len, .. } => {
+                only_behind(file, size)?;
                 file.set_len(size)?;
+                file.upload.resized(*len, size);
                 *len = size;
             }
         }
@@ -173,6 +193,7 @@ impl Draft {
         let file = journal.new_body()?;
         file.write_all_at(bytes, 0)?;
         let len = bytes.len() as u64;
+        file.upload.wrote(0, len);
         *self = Self::Spilled {
             file,
             len,
@@ -192,10 +213,19 @@ impl Draft {
             copy.write_all_at(&buffer[..step], at)?;
             at += step as u64;
         }
+        copy.upload.wrote(0, len);
         Ok(Self::Spilled {
             file: copy,
             len,
             shared: false,
         })
     }
+}
+
+/// What S3 alone has cannot be changed.
+fn only_behind(file: &BodyFile, offset: u64) -> io::Result<()> {
+    if offset < file.upload.released() {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
+    Ok(())
 }

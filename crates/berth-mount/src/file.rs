@@ -21,7 +21,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     draft::{Draft, MAX_FILE, SPILL, Snapshot},
-    journal::{Held, Journal},
+    journal::{BodyFile, Held, Journal},
     local::Charge,
     tree::{Ino, Times},
 };
@@ -100,6 +100,50 @@ pub(crate) struct Used {
     pub(crate) unsaved_since: Option<SystemTime>,
     /// The last write.
     pub(crate) touched: Option<Instant>,
+    pub(crate) writer: Writer,
+}
+
+/// Who has written what is not saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Writer {
+    #[default]
+    Nobody,
+    /// This thread alone.
+    One(u32),
+    /// Several, or it is not known.
+    Anybody,
+}
+
+impl Writer {
+    pub(crate) fn wrote(&mut self, thread: u32) {
+        *self = match *self {
+            Self::Nobody if thread != 0 => Self::One(thread),
+            Self::One(before) if before == thread => *self,
+            _ => Self::Anybody,
+        };
+    }
+
+    /// Whether none of it is of the process that `thread` belongs to. A writer that is no more may have been anybody.
+    fn is_another_process(self, thread: u32) -> bool {
+        let Self::One(writer) = self else { return false };
+        let process = |thread: u32| {
+            let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+            line.trim().parse::<u32>().ok()
+        };
+        writer != thread
+            && match (process(writer), process(thread)) {
+                (Some(writer), Some(closer)) => writer != closer,
+                _ => false,
+            }
+    }
+}
+
+/// A process that did not write closes the file: a child that inherited the descriptor and starts a program, mostly. What
+/// others are still writing is not saved by that, but when they close it.
+pub(crate) fn is_foreign(file: &File, closer: u32) -> bool {
+    let writer = file.state().writer;
+    writer.is_another_process(closer)
 }
 
 impl Used {
@@ -112,6 +156,7 @@ impl Used {
         backup_of: None,
         unsaved_since: None,
         touched: None,
+        writer: Writer::Nobody,
     };
 }
 
@@ -198,6 +243,14 @@ impl FileState {
         }
     }
 
+    /// Bytes that the journal would have to write to save it.
+    pub(crate) fn unwritten(&self) -> u64 {
+        match &self.body {
+            Body::Draft(draft) => draft.unwritten(),
+            Body::Held(_) | Body::Stored => 0,
+        }
+    }
+
     pub(crate) fn is_local(&self) -> bool {
         self.charge.is_some()
     }
@@ -238,6 +291,7 @@ impl FileState {
         self.seq = seq;
         self.held = held;
         self.charge = None;
+        self.writer = Writer::Nobody;
         if self.version == version {
             self.unsaved_since = None;
         }
@@ -291,6 +345,38 @@ impl FileState {
         };
         self.body = Body::Draft(Draft::from_bytes(&bytes));
         true
+    }
+
+    /// The file beside the journal that holds its draft.
+    pub(crate) fn body_file(&self) -> Option<Arc<BodyFile>> {
+        match &self.body {
+            Body::Draft(Draft::Spilled { file, .. }) => Some(file.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether its content is this.
+    pub(crate) fn is_body(&self, body: &Arc<BodyFile>) -> bool {
+        matches!(&self.body, Body::Draft(Draft::Spilled { file, .. }) if Arc::ptr_eq(file, body))
+    }
+
+    /// Whether writes go there.
+    pub(crate) fn writes_to(&self, body: &Arc<BodyFile>) -> bool {
+        let shared = matches!(&self.body, Body::Draft(draft) if draft.is_shared());
+        self.is_body(body) && !shared && self.attachment != Attachment::Unlinked
+    }
+
+    /// A draft that was saved, and that S3 has, is brought back from there when it is written again.
+    pub(crate) fn let_go_of_saved(&mut self) {
+        let shared = matches!(&self.body, Body::Draft(draft) if draft.is_shared());
+        if shared && self.version == self.kept && self.held.is_none() && self.base.is_some() {
+            self.body = Body::Stored;
+        }
+    }
+
+    /// Whether S3 alone has the beginning of what is being written.
+    pub(crate) fn is_released(&self) -> bool {
+        matches!(&self.body, Body::Draft(Draft::Spilled { file, .. }) if file.upload.released() > 0)
     }
 
     /// Writes into the draft. Call [`FileState::make_draft`] first.

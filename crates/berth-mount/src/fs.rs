@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use crate::{
     announce::{NEVER, order::Kind},
     answer::{BerthFs, GENERATION, creator, done, entry_reply, opened, perm},
+    file::is_foreign,
     handles::{NO_FILE, OpenDir, Opened},
     ops::Changes,
     rename::Missing,
@@ -137,7 +138,10 @@ impl Filesystem for BerthFs {
         let resized = match size {
             None => Ok(Some(())),
             Some(_) if fh.is_none() => Ok(None),
-            Some(size) => self.tree().file(ino.0).and_then(|file| core.truncate_here(&file, size)),
+            Some(size) => self
+                .tree()
+                .file(ino.0)
+                .and_then(|file| core.truncate_here(&file, size, req.pid())),
         };
         match resized {
             Err(errno) => reply.error(errno),
@@ -297,7 +301,7 @@ impl Filesystem for BerthFs {
             return reply.opened(FileHandle(NO_FILE), keep);
         }
         let core = self.core.clone();
-        match self.open_file(ino.0, flags) {
+        match self.open_file(ino.0, flags, req.pid()) {
             Err(errno) => reply.error(errno),
             Ok((file, false)) => opened(&core, reply, file, flags),
             Ok((file, true)) => self.later(
@@ -349,7 +353,7 @@ impl Filesystem for BerthFs {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -359,11 +363,11 @@ impl Filesystem for BerthFs {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let core = self.core.clone();
+        let (core, by) = (self.core.clone(), req.pid());
         let len = data.len() as u32;
         match core
             .handle_file(fh.0)
-            .and_then(|file| Ok((core.write_here(&file, offset, data)?, file)))
+            .and_then(|file| Ok((core.write_here(&file, offset, data, by)?, file)))
         {
             Err(errno) => reply.error(errno),
             Ok((Some(()), _)) => reply.written(len),
@@ -371,25 +375,18 @@ impl Filesystem for BerthFs {
                 let data = data.to_vec();
                 self.later(
                     reply,
-                    async move {
-                        core.bring_here(&file).await?;
-                        core.write_here(&file, offset, &data)?.ok_or(Errno::EIO)
-                    },
+                    async move { core.write(&file, offset, &data, by).await },
                     move |reply, ()| reply.written(len),
                 );
             }
         }
     }
 
-    fn flush(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        let core = self.core.clone();
-        let saved = core
-            .handle_file(fh.0)
-            .and_then(|file| Ok((core.save_here(&file)?, file)));
-        match saved {
+    fn flush(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        match self.core.handle_file(fh.0) {
             Err(errno) => reply.error(errno),
-            Ok((Some(()), _)) => reply.ok(),
-            Ok((None, file)) => self.later(reply, async move { core.save(&file).await }, done),
+            Ok(file) if is_foreign(&file, req.pid()) => reply.ok(),
+            Ok(file) => self.save(file, reply),
         }
     }
 
@@ -409,9 +406,12 @@ impl Filesystem for BerthFs {
         reply.ok();
     }
 
-    fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         // Attributes set before are in the journal's order before it.
-        self.flush(req, ino, fh, LockOwner(0), reply);
+        match self.core.handle_file(fh.0) {
+            Err(errno) => reply.error(errno),
+            Ok(file) => self.save(file, reply),
+        }
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

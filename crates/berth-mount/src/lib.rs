@@ -48,8 +48,10 @@ mod replay;
 mod rules;
 mod save;
 mod sync;
+mod through;
 mod tree;
 mod unshown;
+mod upload;
 
 use std::{
     collections::BTreeMap,

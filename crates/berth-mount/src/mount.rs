@@ -82,6 +82,7 @@ impl Mount {
                 core.contents.give_way(bytes);
             }
         }));
+        core.give_up_leftovers();
         let restored = core.intents.recover(left);
         let indexed = core.load().await.map_err(MountError::List)?;
         let said = core.lay_over(restored);

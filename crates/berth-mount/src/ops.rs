@@ -17,6 +17,7 @@ use fuser::{Errno, FileAttr, FileType, TimeOrNow};
 
 use crate::{
     core::{Core, Opened, Shape},
+    draft::SPILL,
     file::{Attachment, File},
     index::entry_of,
     journal::Content,
@@ -391,13 +392,13 @@ impl Core {
         if size > 0 {
             self.bring_here(file).await?;
         }
-        self.truncate_here(file, size)?.ok_or(Errno::EIO)?;
+        self.truncate_here(file, size, 0)?.ok_or(Errno::EIO)?;
         // Without a descriptor no close will come that saves it.
         if open { Ok(()) } else { self.save(file).await }
     }
 
     /// Cuts or lengthens if that needs no request; `None` if the content must be fetched first.
-    pub(crate) fn truncate_here(&self, file: &Arc<File>, size: u64) -> Result<Option<()>, Errno> {
+    pub(crate) fn truncate_here(&self, file: &Arc<File>, size: u64, by: u32) -> Result<Option<()>, Errno> {
         let mut state = file.state();
         if size == state.size() && !state.is_unsaved() {
             return Ok(Some(()));
@@ -407,22 +408,55 @@ impl Core {
         }
         let explicit = state.times.explicit;
         state.resize(size, &self.intents.journal)?;
+        state.writer.wrote(by);
         drop(state);
         self.written(file, explicit);
         Ok(Some(()))
     }
 
     /// Writes if that needs no request; `None` if the content must be fetched first.
-    pub(crate) fn write_here(&self, file: &Arc<File>, offset: u64, data: &[u8]) -> Result<Option<()>, Errno> {
+    pub(crate) fn write_here(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        offset: u64,
+        data: &[u8],
+        by: u32,
+    ) -> Result<Option<()>, Errno> {
         let mut state = file.state();
         if !state.make_draft() {
             return Ok(None);
         }
+        let goes_to_disk = !state.is_local() && offset + data.len() as u64 > SPILL;
+        if goes_to_disk && !self.intents.journal.room_for_body(data.len() as u64) {
+            return Ok(None);
+        }
         let explicit = state.times.explicit;
         state.write(offset, data, &self.intents.journal)?;
+        state.writer.wrote(by);
+        let passed = state.body_file().filter(|body| body.upload.take_news());
         drop(state);
+        if let Some(body) = passed {
+            self.follow_writer(file, &body);
+        }
         self.written(file, explicit);
         Ok(Some(()))
+    }
+
+    /// Writes, and waits for what that needs: the content, or room in the journal.
+    pub(crate) async fn write(
+        self: &Arc<Self>,
+        file: &Arc<File>,
+        offset: u64,
+        data: &[u8],
+        by: u32,
+    ) -> Result<(), Errno> {
+        loop {
+            self.bring_here(file).await?;
+            self.room_to_write(file, data.len() as u64).await?;
+            if let Some(done) = self.write_here(file, offset, data, by)? {
+                return Ok(done);
+            }
+        }
     }
 
     fn written(&self, file: &Arc<File>, had_explicit_time: bool) {

@@ -348,6 +348,9 @@ impl Core {
             return Ok(Prepared::Plain);
         };
         let mut state = file.state();
+        if state.is_released() {
+            return Err(Errno::EBUSY);
+        }
         match (one.was_local, one.now_local) {
             (true, true) => Ok(Prepared::Plain),
             (false, true) => {

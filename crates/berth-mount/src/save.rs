@@ -28,10 +28,13 @@ use crate::{
     kernel::Notice,
     pending::{Entered, Step},
     tree::{Ino, Tree, app_of},
+    upload::IN_PARTS,
 };
 
 /// A file open for writing that nobody wrote to for so long is saved without being asked.
 const IDLE: Duration = Duration::from_secs(2);
+/// The same for one that goes in parts: a save in between would be sent once more as a whole.
+const IDLE_LARGE: Duration = Duration::from_secs(60);
 /// How long a save waits for room in a full journal.
 const ROOM: Duration = Duration::from_secs(10);
 /// How long a save that waits for S3 does so.
@@ -89,7 +92,7 @@ impl Core {
         let taken = {
             let mut state = file.state();
             if state.is_unsaved() {
-                if !self.intents.journal.room_for(state.size()) {
+                if !self.intents.journal.room_for(state.unwritten()) {
                     return Ok(None);
                 }
                 let number = state.version;
@@ -124,8 +127,13 @@ impl Core {
                 .flatten()
                 .map(|snapshot| (snapshot, number))
         };
+        if let Some((Snapshot::File(body, len), number)) = &taken
+            && body.upload.released() > 0
+        {
+            return self.save_through(file, (body, *len), *number).await;
+        }
         if let Some((snapshot, number)) = taken {
-            self.wait_for_room(snapshot.len()).await?;
+            self.wait_for_room(snapshot.unwritten()).await?;
             let content = tokio::task::block_in_place(|| self.content(snapshot))?;
             self.keep(file, Version { content, number })?;
         }
@@ -155,7 +163,7 @@ impl Core {
             }
             (state.attachment, state.base.as_ref().map(|base| base.key.clone()))
         };
-        self.admit(content_len(&version.content))?;
+        self.admit(logged_len(&version.content))?;
         if attachment == Attachment::Replaced {
             let key = remote_of_key.ok_or(Errno::ESTALE)?;
             self.name_again(&mut tree, file, &key)?;
@@ -173,6 +181,10 @@ impl Core {
         self.unsaved.remove(file);
         self.heed_rules();
         Ok(())
+    }
+
+    pub(crate) fn unsaved_no_more(&self, file: &File) {
+        self.unsaved.remove(file);
     }
 
     /// What the index has to say about a file that is being saved, if anything.
@@ -272,7 +284,12 @@ impl Core {
             for file in self.unsaved.all() {
                 let (unsaved, idle) = {
                     let state = file.state();
-                    (state.is_unsaved(), state.touched.is_none_or(|at| at.elapsed() > IDLE))
+                    let limit = if state.size() > IN_PARTS { IDLE_LARGE } else { IDLE };
+                    let idle = state.touched.is_none_or(|at| at.elapsed() > limit);
+                    // Once saved, a large draft is copied before the next write: that must have room, too.
+                    let large = state.is_released() || state.size() > self.cfg.journal_max / 2;
+                    let too_large = state.opens > 0 && large;
+                    (state.is_unsaved(), idle && !too_large)
                 };
                 if !unsaved {
                     self.unsaved.remove(&file);
@@ -367,11 +384,11 @@ pub(crate) fn put_step(file: &File, key: &str, content: Content, from: Option<St
     }
 }
 
-pub(crate) fn content_len(content: &Content) -> u64 {
+/// Bytes that go into the journal's log with it. A body file is counted from its first byte on.
+fn logged_len(content: &Content) -> u64 {
     match content {
         Content::Bytes(bytes) => bytes.len() as u64,
-        Content::File(_, len) => *len,
-        Content::Held(_) => 0,
+        Content::File(..) | Content::Held(_) => 0,
     }
 }
 

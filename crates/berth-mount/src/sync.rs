@@ -5,7 +5,6 @@
 //! beside it as `NAME.conflict-HOST-TIME`. What S3 does not take stays in the journal and is tried again, for ever.
 
 use std::{
-    os::fd::AsRawFd,
     path::PathBuf,
     sync::{Arc, Weak},
     time::{Duration, Instant},
@@ -29,6 +28,7 @@ use crate::{
     journal::{Content, Held},
     ops::SMALL,
     pending::{Job, Next, Step, Want},
+    upload::IN_PARTS,
 };
 
 /// Requests at once.
@@ -180,23 +180,22 @@ impl Core {
     async fn put(&self, job: &Job, held: &Arc<Held>, pre: Precondition) -> Result<ObjectInfo, StoreError> {
         // Of this save alone: the store takes an object with it for this very request's work.
         let token = format!("{}{:x}", self.token(&job.key), job.seq);
-        if let Some(file) = held.as_file() {
+        if let Some(body) = held.as_file().filter(|_| held.len() > IN_PARTS) {
             // Nobody writes it any more: a draft that goes on is copied first.
-            let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-            return self.store.put_file(&job.key, &path, pre, Some(&token), &|| true).await;
+            return self.put_in_parts(&job.key, &body, held.len(), pre).await;
         }
         match held.read(0, held.len() as usize) {
             Ok(bytes) => self.store.put_as(&job.key, bytes, pre, Some(&token)).await,
             Err(source) => Err(StoreError::LocalFile {
                 target: format!("s3://{}/{}", self.store.bucket(), job.key),
-                path: PathBuf::from("the journal's segment"),
+                path: PathBuf::from("the journal"),
                 source,
             }),
         }
     }
 
     /// What the tokens of this host's saves at `key` begin with: a copy of the object elsewhere is not ours there.
-    fn token(&self, key: &str) -> String {
+    pub(crate) fn token(&self, key: &str) -> String {
         let of_key = hex::encode(&Md5::digest(key.as_bytes())[..6]);
         format!("{}-{of_key}-", self.intents.journal.id())
     }

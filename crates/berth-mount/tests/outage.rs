@@ -251,3 +251,62 @@ fn a_full_journal_says_so_and_loses_nothing() {
 fn close_told(path: &std::path::Path) -> std::io::Result<()> {
     fs::File::open(path)?.sync_all()
 }
+
+#[test]
+fn a_shells_redirect_never_sends_the_file_empty() {
+    let world = World::new();
+    world.put("app/a", "before");
+    let host = world.host("a", 1, |_| {});
+    for n in 0..20 {
+        let path = host.path("app/a").display().to_string();
+        let script = format!("echo {n} > '{path}'; printf %s new > '{path}-{n}'");
+        let status = std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
+        assert!(status.success());
+    }
+    // Who wants an empty file gets one.
+    fs::write(host.path("app/empty"), "").unwrap();
+    fs::write(host.path("app/a-0"), "").unwrap();
+    world.settle(&host);
+    assert_eq!(
+        (world.text("app/a").as_deref(), world.text("app/empty").as_deref()),
+        (Some("19\n"), Some(""))
+    );
+    assert_eq!(
+        (world.text("app/a-0").as_deref(), world.text("app/a-1").as_deref()),
+        (Some(""), Some("new"))
+    );
+    let mut empty = host.proxy.seen();
+    empty.retain(|seen| seen.method == "PUT" && seen.length == 0 && seen.path.contains("/app/"));
+    assert_eq!(empty.len(), 2, "{empty:?}");
+}
+
+#[test]
+fn a_child_that_starts_a_program_does_not_save_what_its_parent_is_writing() {
+    use std::io::Write;
+    let world = World::new();
+    world.put("app/a", "before");
+    let host = world.host("a", 1, |_| {});
+    let mut file = fs::File::create(host.path("app/a")).unwrap();
+    file.write_all(b"half").unwrap();
+    // Its descriptor of the file is closed when the program begins.
+    for _ in 0..3 {
+        assert!(std::process::Command::new("true").status().unwrap().success());
+    }
+    assert_eq!(
+        (host.mount().pending().count, host.proxy.count("PUT", "/app/a")),
+        (1, 0)
+    );
+    file.write_all(b" and half").unwrap();
+    drop(file);
+    world.settle(&host);
+    assert_eq!(world.text("app/a").as_deref(), Some("half and half"));
+    assert_eq!(host.proxy.count("PUT", "/app/a"), 1);
+    // The last one to close it saves, whoever has written.
+    let script = "exec 3> \"$1\"; (sleep 0.2; exec 3>&-) & printf whole >&3; exec 3>&-; wait";
+    let path = host.path("app/b");
+    let mut command = std::process::Command::new("sh");
+    let status = command.args(["-c", script, "sh"]).arg(&path).status().unwrap();
+    assert!(status.success());
+    world.settle(&host);
+    assert_eq!(world.text("app/b").as_deref(), Some("whole"));
+}

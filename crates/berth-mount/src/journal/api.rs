@@ -1,10 +1,10 @@
 //! What goes in and comes out of the journal, and what can go wrong.
 
-use std::{fs::File, io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 
-use super::Held;
+use super::{BodyFile, Held};
 
 /// One slot's change.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(crate) enum Content {
     /// Small: written with the record.
     Bytes(Bytes),
     /// A file of [`Journal::new_body`], complete, and its length. Whoever syncs it before spares the others the wait.
-    File(Arc<File>, u64),
+    File(Arc<BodyFile>, u64),
     /// What the journal has already: only the reference is recorded.
     Held(Arc<Held>),
 }

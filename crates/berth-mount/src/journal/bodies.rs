@@ -12,6 +12,31 @@ use std::{
 };
 
 use super::{Content, Inner, JournalError, Op, Shared, Tracked, held::Body, segment};
+use crate::upload::Upload;
+
+/// A file beside the log that holds one large content, and how far that is on its way to S3. Derefs to the file.
+#[derive(Debug)]
+pub(crate) struct BodyFile {
+    file: File,
+    pub(crate) upload: Upload,
+}
+
+impl BodyFile {
+    pub(super) fn new(file: File) -> Arc<Self> {
+        Arc::new(Self {
+            file,
+            upload: Upload::default(),
+        })
+    }
+}
+
+impl std::ops::Deref for BodyFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
 
 impl Shared {
     /// The batch's bodies, taken over: all or none.
@@ -58,20 +83,15 @@ impl Shared {
         Ok(adopted)
     }
 
-    pub(super) fn new_body(&self) -> io::Result<Arc<File>> {
+    pub(super) fn new_body(&self) -> io::Result<Arc<BodyFile>> {
         self.forget_bodies();
         let mut bodies = self.bodies.lock();
         let number = bodies.next_number;
         bodies.next_number += 1;
         let path = segment::path(&self.dir.join("bodies"), number, "body");
-        let file = Arc::new(
-            fs::OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&path)?,
-        );
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let file = BodyFile::new(options.open(&path)?);
         let inode = file.metadata()?.ino();
         let tracked = Tracked {
             number,
@@ -131,7 +151,7 @@ impl Shared {
 }
 
 impl Tracked {
-    fn is(&self, file: &Arc<File>) -> bool {
+    fn is(&self, file: &Arc<BodyFile>) -> bool {
         std::ptr::eq(self.file.as_ptr(), Arc::as_ptr(file))
     }
 }

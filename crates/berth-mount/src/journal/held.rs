@@ -4,7 +4,6 @@
 //! by its own count; a body file is entered in the [`Graves`] and unlinked when the record that let go of it is on disk.
 
 use std::{
-    fs::File,
     io,
     os::unix::fs::FileExt,
     path::PathBuf,
@@ -17,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::segment::Segment;
+use super::{BodyFile, segment::Segment};
 
 /// The kinds of files that hold contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -75,7 +74,7 @@ pub(super) struct Graves {
 pub(super) struct Body {
     pub(super) number: u64,
     pub(super) path: PathBuf,
-    pub(super) file: Arc<File>,
+    pub(super) file: Arc<BodyFile>,
     pub(super) len: u64,
     pub(super) synced: AtomicBool,
     /// A sync failed, and the kernel may count the pages as clean: they must be written again.
@@ -192,7 +191,7 @@ impl Held {
             }
             At::Body(found) => {
                 body = found;
-                (&*body.file, 0)
+                (&**body.file, 0)
             }
         };
         let mut bytes = vec![0; count];
@@ -201,7 +200,7 @@ impl Held {
     }
 
     /// The file that holds this content and nothing else, if there is one.
-    pub(crate) fn as_file(&self) -> Option<Arc<File>> {
+    pub(crate) fn as_file(&self) -> Option<Arc<BodyFile>> {
         match &*self.at.lock() {
             At::Body(body) => Some(body.file.clone()),
             _ => None,

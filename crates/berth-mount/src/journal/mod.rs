@@ -55,6 +55,7 @@ use parking_lot::{Condvar, Mutex};
 
 pub use api::JournalError;
 pub(crate) use api::{Appended, Content, Op, Recovered, Usage};
+pub(crate) use bodies::BodyFile;
 pub(crate) use held::Held;
 use held::{At, Body, Graves};
 use segment::Segment;
@@ -185,7 +186,7 @@ struct Bodies {
 struct Tracked {
     number: u64,
     path: PathBuf,
-    file: Weak<File>,
+    file: Weak<BodyFile>,
     body: Weak<Body>,
 }
 
@@ -273,7 +274,7 @@ impl Journal {
     }
 
     /// A new file for large content, to be given to [`Journal::append`]; it is removed if it never is.
-    pub(crate) fn new_body(&self) -> io::Result<Arc<File>> {
+    pub(crate) fn new_body(&self) -> io::Result<Arc<BodyFile>> {
         self.shared.new_body()
     }
 
@@ -296,6 +297,19 @@ impl Journal {
         let fits = inner.fault.is_none() && self.shared.planned(&inner, bytes + 4096, open, Purpose::Fill).is_some();
         drop(inner);
         fits && self.shared.prepare(bytes + 4096)
+    }
+
+    /// Whether so many bytes more of bodies are within the bound.
+    pub(crate) fn room_for_body(&self, bytes: u64) -> bool {
+        let record = 4096;
+        let fits = || {
+            let open = self.shared.open_bodies();
+            let inner = self.shared.inner.lock();
+            let planned = self.shared.planned(&inner, record, open + bytes, Purpose::Fill);
+            planned.is_some()
+        };
+        // Segments kept for use again are worth less than what is to be written.
+        fits() || (self.shared.trim_free(1) && fits())
     }
 
     /// Commits what is queued and writes a state file, so that the next open has nothing to replay.

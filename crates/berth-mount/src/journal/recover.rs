@@ -17,7 +17,7 @@ use nix::{
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    Bell, Bodies, Held, Inner, JournalError, Log, Recovered, Shared, Slot, Tracked,
+    Bell, Bodies, BodyFile, Held, Inner, JournalError, Log, Recovered, Shared, Slot, Tracked,
     held::{At, Body, Graves, Kind, Place},
     record::{self, Entry, Header},
     segment::{self, Segment},
@@ -359,7 +359,7 @@ fn in_segment(segment: &Arc<Segment>, place: Place, graves: &Arc<Graves>) -> Opt
 
 fn body(dir: &Path, place: Place, graves: &Arc<Graves>, bodies: &mut Bodies, total: &mut u64) -> Option<Arc<Held>> {
     let path = segment::path(dir, place.number, "body");
-    let file = Arc::new(segment::open(&path).ok()?);
+    let file = BodyFile::new(segment::open(&path).ok()?);
     let meta = file.metadata().ok()?;
     if meta.len() < place.len {
         return None;

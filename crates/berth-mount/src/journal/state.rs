@@ -70,7 +70,7 @@ impl Shared {
         };
         if fault && self.commit(last).is_err() {
             // The waiters were told; what is freed below may let the next try succeed.
-            self.trim_free();
+            self.trim_free(0);
         }
         self.forget_bodies();
         let moved = self.relocate();
@@ -142,11 +142,12 @@ impl Shared {
             return Ok(false);
         }
         let _one = self.sparing.lock();
+        let open = self.open_bodies();
         let path = {
             let mut log = self.log.lock();
             let inner = self.inner.lock();
             // Beyond the bound it is not the disk that says no.
-            if inner.free >= wanted || inner.segments + inner.bodies + self.segment > self.max {
+            if inner.free >= wanted || inner.segments + inner.bodies + open + self.segment > self.max {
                 return Ok(false);
             }
             log.next_number += 1;
@@ -167,16 +168,19 @@ impl Shared {
         Ok(true)
     }
 
-    /// Gives the free segments back to the disk.
-    fn trim_free(&self) {
+    /// Gives the free segments but `keep` back to the disk; whether there were any.
+    pub(super) fn trim_free(&self, keep: usize) -> bool {
         let mut log = self.log.lock();
         let mut inner = self.inner.lock();
-        for free in std::mem::take(&mut log.free) {
+        let kept = log.free.len().min(keep);
+        let trimmed = log.free.split_off(kept);
+        for free in &trimmed {
             // One that stays is found at the next open.
             let _ = fs::remove_file(&free.path);
             inner.free -= 1;
             inner.segments -= free.size;
         }
+        !trimmed.is_empty()
     }
 
     /// Writes a state file, and frees the segments that are not needed after it.
@@ -218,7 +222,7 @@ impl Shared {
             if !matches!(fault, JournalError::NoSpace { .. }) {
                 return Err(fault);
             }
-            self.trim_free();
+            self.trim_free(0);
             write().map_err(|error| self.fault(error))?;
         }
         crash::point("journal.state.renamed");
@@ -349,7 +353,7 @@ impl Shared {
         log.next_number += 1;
         drop(log);
         if used + bytes > self.max {
-            self.trim_free();
+            self.trim_free(0);
             let inner = self.inner.lock();
             if inner.segments + inner.bodies + bytes > self.max {
                 return None;

@@ -14,6 +14,12 @@ impl Intents {
         self.wait(|inner| !inner.busy.contains(key)).await;
     }
 
+    /// Returns when nothing is wanted at `key`, and no request is under way.
+    pub(crate) async fn wait_free(&self, key: &str) {
+        self.wait(|inner| !inner.intents.contains_key(key) && !inner.busy.contains(key))
+            .await;
+    }
+
     /// Returns when S3 has all.
     pub(crate) async fn wait_empty(&self) {
         self.wait(|inner| inner.intents.is_empty()).await;

@@ -148,11 +148,18 @@ impl World {
         }
     }
 
-    /// All files of the bucket: keys and contents, without markers and Berth's own.
-    pub fn objects(&self) -> BTreeMap<String, String> {
+    /// The keys of all files of the bucket, without markers and Berth's own.
+    pub fn objects_named(&self) -> Vec<String> {
         let all = self.block_on(self.store.list("")).unwrap();
         let keys = all.into_iter().map(|info| info.key);
         keys.filter(|key| !key.starts_with(".berth/") && !key.ends_with('/'))
+            .collect()
+    }
+
+    /// All files of the bucket with their contents.
+    pub fn objects(&self) -> BTreeMap<String, String> {
+        self.objects_named()
+            .into_iter()
             .map(|key| {
                 let text = self.text(&key).unwrap();
                 (key, text)

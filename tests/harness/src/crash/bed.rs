@@ -38,6 +38,8 @@ pub enum Kind {
     Apart,
     /// The same, and the daemon's state is on a disk of 72 MB.
     SmallDisk,
+    /// As [`Kind::Apart`], and the daemon's journal may have 64 MiB.
+    SmallJournal,
 }
 
 /// See the module.
@@ -97,6 +99,9 @@ impl Bed {
             line("access_key", &env["AWS_ACCESS_KEY_ID"]);
             line("secret_key", &env["AWS_SECRET_ACCESS_KEY"]);
             line("bucket", &env["S3_BUCKET"]);
+            if kind == Kind::SmallJournal {
+                options.lines.push(("mount", "journal_max = \"64M\"".into()));
+            }
             (Some(server), Some(proxy), options)
         };
         let mut daemon = Daemon::prepared(berth, options);

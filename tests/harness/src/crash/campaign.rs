@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Where a daemon can be told to die while it works.
-pub const POINTS: [&str; 15] = [
+pub const POINTS: [&str; 18] = [
     "journal.append",
     "journal.write.before",
     "journal.write.after",
@@ -27,6 +27,9 @@ pub const POINTS: [&str; 15] = [
     "journal.state.renamed",
     "journal.segment.freed",
     "journal.relocate",
+    "upload.begun",
+    "upload.part",
+    "upload.complete",
     "sync.before_request",
     "sync.after_request",
     "sync.before_clear",

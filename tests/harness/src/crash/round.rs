@@ -55,6 +55,7 @@ impl Mode {
     #[must_use]
     pub fn kind(&self, seed: u64) -> Kind {
         match self {
+            Self::Point(name) if full(name) => Kind::SmallJournal,
             Self::Kill | Self::Twice | Self::Point(_) if seed.is_multiple_of(2) => Kind::Embedded,
             Self::FullDisk => Kind::SmallDisk,
             _ => Kind::Apart,
@@ -366,7 +367,12 @@ impl Round<'_> {
 
 /// Points that are passed once in many megabytes.
 fn heavy(point: &str) -> bool {
-    point.starts_with("journal.s") || point == "journal.relocate"
+    point.starts_with("journal.s") || full(point)
+}
+
+/// Points that are passed where the journal holds much, or cannot hold a file.
+fn full(point: &str) -> bool {
+    point.starts_with("upload.") || point == "journal.relocate"
 }
 
 fn compare(begin: &Tree, account: &Account, shown: &Tree, died: bool, when: &str, findings: &mut Vec<String>) {

@@ -240,6 +240,7 @@ impl Writer {
     fn content(&mut self) -> Vec<u8> {
         let most = match self.chance.random_range(0..100) {
             0..6 => 1,
+            6..8 if self.order.heavy && !self.order.patient => 40 << 20,
             6..8 if !self.order.patient => 12 << 20,
             8..20 => 300 << 10,
             _ if self.order.heavy => 900 << 10,
