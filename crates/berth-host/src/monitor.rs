@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_store::{Change, ObjectInfo, Store, StoreError};
+use berth_store::{Change, KeyMap, ObjectInfo, Store, StoreError};
 use berth_workspace::{AppName, Excludes, Plan, PlanError, RevisionId, SourceFile, index};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -72,16 +72,19 @@ pub enum MonitorEvent {
     Listed,
 }
 
+/// Takes one page of a listing.
+pub(crate) type TakePage<'a> = &'a mut (dyn FnMut(Vec<ObjectInfo>) + Send);
+
 /// The part of the store that the monitor reads.
 pub(crate) trait Bucket: Send + Sync + 'static {
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ObjectInfo>, StoreError>>;
+    fn each_page<'a>(&'a self, take: TakePage<'a>) -> BoxFuture<'a, Result<(), StoreError>>;
     fn get(&self, key: &str) -> BoxFuture<'static, Result<(ObjectInfo, Bytes), StoreError>>;
     fn changes(&self) -> broadcast::Receiver<Change>;
 }
 
 impl Bucket for Store {
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ObjectInfo>, StoreError>> {
-        Box::pin(Store::list(self, ""))
+    fn each_page<'a>(&'a self, take: TakePage<'a>) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(Store::each_page(self, take))
     }
 
     fn get(&self, key: &str) -> BoxFuture<'static, Result<(ObjectInfo, Bytes), StoreError>> {
@@ -163,22 +166,26 @@ impl Monitor {
 
     /// Lists the bucket until it works, and takes over the difference.
     async fn relist(&mut self) {
-        let objects = loop {
-            match self.bucket.list().await {
-                Ok(objects) => break objects,
+        let bucket = Arc::clone(&self.bucket);
+        let present = loop {
+            let mut present = KeyMap::new();
+            let take = &mut |page: Vec<ObjectInfo>| {
+                for object in page {
+                    present.insert(&object.key, ());
+                    self.note(Change::Put(object));
+                }
+            };
+            match bucket.each_page(take).await {
+                Ok(()) => break present,
                 Err(error) => {
                     tracing::warn!("listing the bucket: {}", berth_workspace::chain(&error));
                     tokio::time::sleep(AGAIN).await;
                 }
             }
         };
-        let present: BTreeSet<&str> = objects.iter().map(|object| object.key.as_str()).collect();
-        let gone: Vec<String> = self.keys().filter(|key| !present.contains(key.as_str())).collect();
+        let gone: Vec<String> = self.keys().filter(|key| !present.contains_key(key)).collect();
         for key in gone {
             self.note(Change::Deleted { key });
-        }
-        for object in objects {
-            self.note(Change::Put(object));
         }
     }
 
@@ -216,12 +223,7 @@ impl Monitor {
             .map(|look| look.run(Arc::clone(&self.bucket), self.excludes.clone()))
             .collect();
         let mut looks = futures::stream::iter(looks).buffered(FIRST_LOOKS);
-        let mut done = Vec::new();
         while let Some(looked) = looks.next().await {
-            done.push(looked);
-        }
-        drop(looks);
-        for looked in done {
             self.looked(looked);
         }
     }

@@ -107,7 +107,7 @@ impl Core {
                 perm: 0o777,
                 times: Times::at(time),
             },
-            Node::Symlink(target?.to_owned()),
+            Node::Symlink(target?.into()),
         )
         .ok()?;
         let name: Arc<str> = name.into();
@@ -154,7 +154,7 @@ impl Core {
                     self.prune(tree, ino, notices);
                 }
                 // One that nobody has saved yet is in no index.
-                Node::File(file) if file.state().is_unsaved() => {}
+                Node::File(leaf) if leaf.used().is_some_and(|file| file.state().is_unsaved()) => {}
                 Node::File(_) => {
                     if inode.perm != FILE_PERM || inode.owner.is_some() {
                         inode.perm = FILE_PERM;
@@ -188,20 +188,13 @@ pub(crate) fn apply_entry(tree: &mut Tree, ino: Ino, entry: &IndexEntry, written
     let Some(mtime) = entry.mtime_ns.map(from_nanos) else {
         return;
     };
-    let set = |times: &mut Times| {
-        times.mtime = mtime;
-        times.explicit = true;
-    };
-    match &inode.node {
+    tree.change_times(ino, |times| {
         // Content stored well after the index was written came from a tool that knows of no index.
-        Node::File(file) if is_file(entry) => {
-            let mut state = file.state();
-            if state.times.explicit || state.times.mtime <= written + SLACK {
-                set(&mut state.times);
-            }
+        if !is_file(entry) || times.explicit || times.mtime <= written + SLACK {
+            times.mtime = mtime;
+            times.explicit = true;
         }
-        _ => set(&mut inode.times),
-    }
+    });
 }
 
 /// Whether an inode is what the entry says to have its name. A link with another target is another link, and what is
@@ -210,7 +203,7 @@ pub(crate) fn is_of_kind(tree: &Tree, ino: Ino, entry: &IndexEntry) -> bool {
     match (tree.get(ino).map(|inode| &inode.node), entry.kind) {
         _ if tree.get(ino).is_ok_and(|inode| inode.local) => false,
         (Ok(Node::Dir(_)), EntryKind::Dir) | (Ok(Node::File(_)), EntryKind::File) => true,
-        (Ok(Node::Symlink(target)), EntryKind::Symlink) => entry.target.as_ref() == Some(target),
+        (Ok(Node::Symlink(target)), EntryKind::Symlink) => entry.target.as_deref() == Some(&**target),
         _ => false,
     }
 }

@@ -3,10 +3,9 @@
 
 use std::{process::Command, time::SystemTime};
 
-use crate::{
-    file::{Base, File},
-    tree::{DIR_PERM, Dir, FILE_PERM, Look, Node, ROOT, Times, Tree},
-};
+use berth_store::ObjectInfo;
+
+use crate::tree::{DIR_PERM, FILE_PERM, Look, Node, ROOT, Times, Tree};
 
 const CHILD: &str = "BERTH_TEST_FOOTPRINT";
 const FILES: u64 = 100_000;
@@ -28,17 +27,18 @@ fn build() -> Tree {
     for n in 0..FILES / 100 {
         let folder = format!("workspace-{n}");
         let parent = tree.number();
-        let node = Node::Dir(Dir::default());
+        let node = Node::Dir(Box::default());
         tree.insert(parent, ROOT, &folder, look(DIR_PERM), node).unwrap();
         for m in 0..100 {
             let name = format!("component-{m}.ts");
-            let base = Base {
+            let info = ObjectInfo {
                 key: format!("{folder}/{name}"),
                 etag: format!("{:032x}", n * 100 + m),
                 size: m,
+                modified: times.mtime,
             };
             let ino = tree.number();
-            let node = Node::File(File::stored(ino, base, times));
+            let node = Node::File((&info).into());
             tree.insert(ino, parent, &name, look(FILE_PERM), node).unwrap();
         }
     }

@@ -379,20 +379,15 @@ fn walk(tree: &Tree, ino: Ino, path: &mut String, index: &mut WorkspaceIndex, di
 /// What the index says about an inode: `None` if its object says all.
 pub(crate) fn entry_of(tree: &Tree, ino: Ino) -> Option<IndexEntry> {
     let inode = tree.get(ino).ok()?;
-    let mtime = |times: crate::tree::Times| times.explicit.then(|| to_nanos(times.mtime));
-    let (mut entry, times, default, always) = match &inode.node {
-        Node::Dir(dir) => (
-            IndexEntry::dir(),
-            inode.times,
-            DIR_PERM,
-            !dir.has_stored_children() && !dir.marker,
-        ),
-        Node::File(file) => (IndexEntry::file(), file.state().times, FILE_PERM, false),
-        Node::Symlink(target) => (IndexEntry::symlink(target), inode.times, inode.perm, true),
+    let (mut entry, default, always) = match &inode.node {
+        Node::Dir(dir) => (IndexEntry::dir(), DIR_PERM, !dir.has_stored_children() && !dir.marker),
+        Node::File(_) => (IndexEntry::file(), FILE_PERM, false),
+        Node::Symlink(target) => (IndexEntry::symlink(&**target), inode.perm, true),
         Node::Special(..) => return None,
     };
     entry.mode = (inode.perm != default).then_some(u32::from(inode.perm));
-    entry.mtime_ns = mtime(times);
+    let times = tree.times(ino).ok()?;
+    entry.mtime_ns = times.explicit.then(|| to_nanos(times.mtime));
     entry.uid = inode.owner.map(|owner| owner.uid);
     entry.gid = inode.owner.map(|owner| owner.gid);
     let says = entry.mode.is_some() || entry.mtime_ns.is_some() || entry.uid.is_some();

@@ -99,6 +99,7 @@ impl Mount {
         })?;
         live.tasks = vec![
             tokio::spawn(core.clone().tend()),
+            tokio::spawn(core.clone().settle_files()),
             tokio::spawn(core.clone().sync()),
             tokio::spawn(core.clone().settle_doubts()),
             tokio::spawn(core.clone().follow_rules()),

@@ -23,7 +23,7 @@ use crate::{
     journal::Content,
     pending::Step,
     remote::refuse_hidden,
-    tree::{Dir, Ino, Look, Node, Owner, ROOT, Times, Tree},
+    tree::{Ino, Look, Node, Owner, ROOT, Times, Tree},
 };
 
 /// What a change of names may need in the journal.
@@ -56,7 +56,7 @@ impl Core {
 
     /// A name was added to or removed from `parent`: its time changes, and perhaps what the index says of it.
     pub(crate) fn dir_changed(&self, tree: &mut Tree, parent: Ino) {
-        let Ok(before) = tree.get(parent).map(|inode| inode.times.explicit) else {
+        let Ok(before) = tree.times(parent).map(|times| times.explicit) else {
             return;
         };
         tree.touch_dir(parent);
@@ -100,7 +100,7 @@ impl Core {
             times: Times::at(SystemTime::now()),
         };
         let (look, owner) = tree.heir(parent, look, by, false)?;
-        tree.insert(ino, parent, name, look, Node::File(file.clone()))?;
+        tree.insert(ino, parent, name, look, Node::File(file.clone().into()))?;
         tree.set_owner(ino, owner);
         if below_local {
             let mut steps = Vec::new();
@@ -157,12 +157,12 @@ impl Core {
 
     /// Makes a folder.
     pub(crate) fn mkdir(&self, parent: Ino, name: &str, rights: (u16, Owner)) -> Result<FileAttr, Errno> {
-        self.make_indexed(parent, name, rights, Node::Dir(Dir::default()))
+        self.make_indexed(parent, name, rights, Node::Dir(Box::default()))
     }
 
     /// Makes a symlink. Not at the top: there is no index there.
     pub(crate) fn symlink(&self, parent: Ino, name: &str, target: &str, by: Owner) -> Result<FileAttr, Errno> {
-        self.make_indexed(parent, name, (0o777, by), Node::Symlink(target.to_owned()))
+        self.make_indexed(parent, name, (0o777, by), Node::Symlink(target.into()))
     }
 
     /// Makes a folder or a link: what the index (or, at the top, a marker object) says to exist.
@@ -252,7 +252,7 @@ impl Core {
         self.kernel.check_fresh(&tree, (parent, name), by)?;
         let ino = tree.child(parent, name)?.ok_or(Errno::ENOENT)?;
         let inode = tree.get(ino)?;
-        let (local, file) = (inode.local, inode.file().cloned());
+        let (local, file) = (inode.local, tree.file(ino).ok());
         if inode.is_dir() {
             return Err(Errno::EISDIR);
         }
@@ -356,16 +356,9 @@ impl Core {
         if let Some(perm) = changes.perm {
             inode.perm = perm;
         }
-        let file = inode.file().cloned();
-        let mut unsaved = false;
-        match &file {
-            Some(file) => {
-                let mut state = file.state();
-                unsaved = state.is_unsaved();
-                set_times(&mut state.times, changes, unsaved);
-            }
-            None => set_times(&mut inode.times, changes, false),
-        }
+        let file = tree.used(ino);
+        let unsaved = file.as_ref().is_some_and(|file| file.state().is_unsaved());
+        tree.change_times(ino, |times| set_times(times, changes, unsaved));
         let after = entry_of(&tree, ino);
         if !stored || before == after {
             return Ok(());

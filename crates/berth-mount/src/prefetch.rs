@@ -24,8 +24,8 @@ use tokio::task::JoinSet;
 use crate::{
     cache::{CacheMode, FetchError},
     core::Core,
-    file::{Base, Body},
-    tree::{Ino, ROOT, Tree},
+    file::Base,
+    tree::{Ino, Inode, ROOT, Tree},
 };
 
 /// Files up to this are fetched ahead.
@@ -222,9 +222,14 @@ impl Prefetch {
                 }
             }
         }
-        match core.contents.fetch(&core.store, &base, 0).await {
+        let fetched = match from {
+            // Somebody reads beside it, and is about to ask for it.
+            From::Ahead => core.contents.fetch(&core.store, &base, 0).await.map(drop),
+            From::Rest => core.contents.fetch_ahead(&core.store, &base).await,
+        };
+        match fetched {
             // Changed: the feed will say so.
-            Ok(_) | Err(FetchError::Changed(_)) => {}
+            Ok(()) | Err(FetchError::Changed(_)) => {}
             Err(FetchError::Store(error)) => {
                 tracing::debug!(key = base.key, %error, "cannot fetch ahead; waiting to be asked");
                 let mut queue = self.queue.lock();
@@ -243,11 +248,13 @@ impl Queue {
 
 /// What S3 has of `ino`, if it is worth fetching ahead.
 fn wanted(tree: &Tree, ino: Ino) -> Option<Base> {
-    let file = tree.file(ino).ok()?;
-    let state = file.state();
-    let base = state.base.as_ref()?;
-    let fits = matches!(state.body, Body::Stored) && base.size > 0 && base.size <= SMALL;
-    fits.then(|| base.clone())
+    worth(tree, ino)?;
+    tree.base(ino)
+}
+
+/// Its size, if it is.
+fn worth(tree: &Tree, ino: Ino) -> Option<u64> {
+    tree.stored_size(ino).filter(|size| *size > 0 && *size <= SMALL)
 }
 
 /// The files of `folder`: those after `ino`, then those before it.
@@ -258,7 +265,7 @@ fn siblings(tree: &Tree, folder: Ino, ino: Ino) -> Vec<Ino> {
     let mut all: Vec<Ino> = dir.children.values().copied().collect();
     let at = all.iter().position(|child| *child == ino).unwrap_or(0);
     all.rotate_left(at);
-    all.retain(|child| *child != ino && tree.file(*child).is_ok());
+    all.retain(|child| *child != ino && tree.get(*child).is_ok_and(Inode::is_file));
     all
 }
 
@@ -288,7 +295,7 @@ fn walk(tree: &Tree, top: Ino, from: Ino) -> Vec<Ino> {
         for child in dir.children.values() {
             match tree.get(*child) {
                 Ok(inode) if inode.is_dir() && !inode.local => folders.push(*child),
-                Ok(inode) if inode.file().is_some() && !inode.local => files.push(*child),
+                Ok(inode) if inode.is_file() && !inode.local => files.push(*child),
                 _ => {}
             }
         }
@@ -308,11 +315,11 @@ fn workspaces(tree: &Tree) -> Vec<(SystemTime, u64, Vec<(Ino, u64)>)> {
     for top in root.children.values() {
         let (mut newest, mut bytes, mut files) = (SystemTime::UNIX_EPOCH, 0, Vec::new());
         for ino in walk(tree, *top, *top) {
-            let Some(size) = wanted(tree, ino).map(|base| base.size) else {
+            let Some(size) = worth(tree, ino) else {
                 continue;
             };
-            if let Ok(file) = tree.file(ino) {
-                newest = newest.max(file.state().times.mtime);
+            if let Ok(times) = tree.times(ino) {
+                newest = newest.max(times.mtime);
             }
             bytes += size;
             files.push((ino, size));
@@ -326,11 +333,10 @@ fn workspaces(tree: &Tree) -> Vec<(SystemTime, u64, Vec<(Ino, u64)>)> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use berth_store::ObjectInfo;
+
     use super::*;
-    use crate::{
-        file::File,
-        tree::{Dir, Look, Node, Times},
-    };
+    use crate::tree::{Look, Node, Times};
 
     fn tree(files: &[(&str, u64, u64)]) -> Tree {
         let mut tree = Tree::new(0, 0);
@@ -346,17 +352,18 @@ mod tests {
             for folder in folders.split('/') {
                 at = tree.child(at, folder).unwrap().unwrap_or_else(|| {
                     let ino = tree.number();
-                    tree.insert(ino, at, folder, look, Node::Dir(Dir::default())).unwrap();
+                    tree.insert(ino, at, folder, look, Node::Dir(Box::default())).unwrap();
                     ino
                 });
             }
-            let base = Base {
+            let info = ObjectInfo {
                 key: (*path).into(),
                 etag: "e".into(),
                 size: *size,
+                modified: times.mtime,
             };
             let ino = tree.number();
-            let node = Node::File(File::stored(ino, base, times));
+            let node = Node::File((&info).into());
             tree.insert(ino, at, name, look, node).unwrap();
         }
         tree

@@ -19,9 +19,9 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use crate::{
     core::{Core, Shape},
     described::apply_entry,
-    file::{Attachment, File},
+    file::Attachment,
     kernel::Notice,
-    tree::{DIR_PERM, Dir, FILE_PERM, Ino, Look, Node, Owner, ROOT, Times, Tree, app_of},
+    tree::{DIR_PERM, FILE_PERM, Ino, Look, Node, Owner, ROOT, Times, Tree, app_of},
     unshown::{Why, classify},
 };
 
@@ -33,19 +33,19 @@ const HIDDEN: &str = ".berth";
 impl Core {
     /// Builds the tree from the bucket's objects; gives the workspaces that have an index.
     pub(crate) async fn load(self: &Arc<Self>) -> Result<Vec<String>, StoreError> {
-        let objects = self.store.list_all().await?;
         let mut indexes = Vec::new();
-        {
+        let take = |page: Vec<ObjectInfo>| {
             let mut tree = self.tree.lock();
             let mut unheard = Vec::new();
-            for info in objects {
+            for info in page {
                 if let Some(app) = index::workspace_of_key(&info.key) {
                     indexes.push(app.to_owned());
                 } else if !is_hidden(&info.key) {
                     self.place(&mut tree, &info, &mut unheard);
                 }
             }
-        }
+        };
+        self.store.each_page(take).await?;
         Ok(indexes)
     }
 
@@ -129,9 +129,7 @@ impl Core {
                     .get(ino)
                     .and_then(|i| i.as_dir().map(|dir| dir.marker))
                     .unwrap_or(false),
-                Some(ino) => tree
-                    .file(ino)
-                    .is_ok_and(|file| file.state().remote(&info.key).as_ref() == Some(&info.etag)),
+                Some(ino) => tree.is_stored_as(ino, &info.key, &info.etag),
                 None => self.intents.view(&info.key).expect.as_ref() == Some(&info.etag),
             },
             Change::Deleted { key } => tree.find(key).is_none(),
@@ -198,9 +196,9 @@ impl Core {
             .collect();
         let mut doubtful: Vec<String> = {
             let tree = self.tree.lock();
-            let files = tree.below(ROOT).into_iter().filter_map(|ino| tree.file(ino).ok());
-            files
-                .filter_map(|file| file.state().base.as_ref().map(|base| base.key.clone()))
+            let bases = tree.below(ROOT).into_iter().filter_map(|ino| tree.base(ino));
+            bases
+                .map(|base| base.key)
                 .filter(|key| !objects.contains_key(key) && !self.intents.view(key).wanted)
                 .collect()
         };
@@ -272,7 +270,7 @@ impl Core {
                             perm: DIR_PERM,
                             times: Times::at(time),
                         },
-                        Node::Dir(Dir::default()),
+                        Node::Dir(Box::default()),
                     )
                     .ok()?;
                     let name: Arc<str> = name.into();
@@ -333,7 +331,7 @@ impl Core {
         };
         let ino = tree.number();
         let times = Times::at(info.modified);
-        let node = Node::File(File::stored(ino, info.into(), times));
+        let node = Node::File(info.into());
         if tree
             .insert(
                 ino,
@@ -357,11 +355,11 @@ impl Core {
             {
                 apply_entry(tree, ino, &entry, written);
             }
-            if let Ok(inode) = tree.get_mut(parent)
-                && !inode.times.explicit
-            {
-                inode.times.mtime = inode.times.mtime.max(info.modified);
-            }
+            tree.change_times(parent, |times| {
+                if !times.explicit {
+                    times.mtime = times.mtime.max(info.modified);
+                }
+            });
             if let Some((old, _)) = was {
                 tree.succeed(old, ino);
             }
@@ -383,22 +381,20 @@ impl Core {
                 return None;
             }
             Node::Symlink(_) | Node::Special(..) => (FILE_PERM, None),
-            Node::File(file) => {
-                let state = file.state();
-                if state.is_local() {
-                    drop(state);
-                    self.unshown.note(&info.key, Why::LocalFile);
-                    return None;
+            Node::File(leaf) => {
+                if let Some(file) = leaf.used() {
+                    let state = file.state();
+                    if state.is_local() {
+                        drop(state);
+                        self.unshown.note(&info.key, Why::LocalFile);
+                        return None;
+                    }
+                    // The save that comes will meet it.
+                    if state.is_unsaved() || state.held.is_some() {
+                        return None;
+                    }
                 }
-                if state
-                    .base
-                    .as_ref()
-                    .is_some_and(|base| base.etag == info.etag && base.key == info.key)
-                {
-                    return None;
-                }
-                // The save that comes will meet it.
-                if state.is_unsaved() || state.held.is_some() {
+                if tree.is_stored_as(ino, &info.key, &info.etag) {
                     return None;
                 }
                 (inode.perm, inode.owner)
@@ -422,16 +418,17 @@ impl Core {
                 dir.marker = false;
                 self.prune(tree, ino, notices);
             }
-            Node::File(file) => {
-                let mut state = file.state();
-                if state.is_unsaved() || state.held.is_some() {
-                    state.base = None;
-                    return;
+            Node::File(leaf) => {
+                if let Some(file) = leaf.used() {
+                    let mut state = file.state();
+                    if state.is_unsaved() || state.held.is_some() {
+                        state.base = None;
+                        return;
+                    }
+                    if state.base.is_none() || state.is_local() {
+                        return;
+                    }
                 }
-                if state.base.is_none() || state.is_local() {
-                    return;
-                }
-                drop(state);
                 self.displace_file(tree, ino, notices);
                 if let Some((entry, written)) = awaited {
                     self.place_described(tree, key, &entry, written, notices);
@@ -507,7 +504,7 @@ fn holds_anything(tree: &Tree, ino: Ino) -> bool {
     tree.below(ino)
         .into_iter()
         .skip(1)
-        .any(|below| tree.get(below).is_ok_and(|inode| inode.local || inode.file().is_some()))
+        .any(|below| tree.get(below).is_ok_and(|inode| inode.local || inode.is_file()))
 }
 
 fn is_hidden(key: &str) -> bool {

@@ -316,16 +316,19 @@ impl Core {
         let Some(target) = plan.target else { return Ok(None) };
         let inode = tree.get(target)?;
         if inode.local {
-            effects.steps.extend(inode.file().and_then(|file| backup_gone(file)));
+            effects
+                .steps
+                .extend(tree.used(target).and_then(|file| backup_gone(&file)));
             return Ok(None);
         }
         let key = &plan.new_key;
         self.unindex(tree, target, key, &mut effects.steps);
         match &inode.node {
-            Node::File(file) => {
-                self.keep_for_readers(file);
+            Node::File(_) => {
+                let file = tree.file(target)?;
+                self.keep_for_readers(&file);
                 let remote = file.state().remote(key);
-                if tree.get(plan.ino)?.file().is_none() || plan.now_local {
+                if !tree.get(plan.ino)?.is_file() || plan.now_local {
                     effects.steps.push(Step::Delete {
                         key: key.clone(),
                         remote: remote.clone(),

@@ -141,14 +141,14 @@ impl Core {
         if let Some(there) = tree.child(parent, &name).ok().flatten() {
             match tree
                 .get(there)
-                .map(|inode| ((inode.perm, inode.owner), inode.file().cloned(), inode.is_dir()))
+                .map(|inode| ((inode.perm, inode.owner), inode.is_file(), inode.is_dir()))
             {
                 Ok((_, _, true)) => name = conflict_name(&name),
-                Ok((bits, file, _)) => {
-                    if file.is_some() {
+                Ok((bits, is_file, _)) => {
+                    if is_file {
                         (perm, owner) = bits;
                     }
-                    base = file.and_then(|file| file.state().base.clone());
+                    base = tree.base(there);
                     tree.detach(there, Attachment::Replaced);
                 }
                 Err(_) => return,
@@ -169,7 +169,7 @@ impl Core {
             times: Times::at(time),
         };
         if tree
-            .insert(file.ino, parent, &name, look, Node::File(file.clone()))
+            .insert(file.ino, parent, &name, look, Node::File(file.clone().into()))
             .is_ok()
         {
             if let Some(owner) = owner {

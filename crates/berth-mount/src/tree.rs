@@ -9,7 +9,9 @@
 //! Lock order: the tree first, then a file's state ([`crate::file::File`]). Neither is ever held across an S3 request.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap},
+    hash::{BuildHasherDefault, Hasher},
     sync::Arc,
     time::SystemTime,
 };
@@ -17,11 +19,9 @@ use std::{
 use berth_workspace::WorkspaceFile;
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
-use crate::{
-    announce::lineage::Lineage,
-    file::{Attachment, File},
-    rules::Stale,
-};
+use crate::{announce::lineage::Lineage, file::Attachment, leaf::Leaf, rules::Stale, times::Stamps};
+
+pub(crate) use crate::times::Times;
 
 /// An inode number.
 pub(crate) type Ino = u64;
@@ -35,34 +35,6 @@ pub(crate) const DIR_PERM: u16 = 0o755;
 const SET_GID: u16 = 0o2000;
 /// The longest key that S3 stores, in bytes.
 pub(crate) const MAX_KEY: usize = 1024;
-
-/// The times of one inode.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Times {
-    pub(crate) atime: SystemTime,
-    pub(crate) mtime: SystemTime,
-    pub(crate) ctime: SystemTime,
-    /// Whether a person or tool set `mtime` (`touch -d`, `cp -a`): then the index keeps it.
-    pub(crate) explicit: bool,
-}
-
-impl Times {
-    pub(crate) fn at(time: SystemTime) -> Self {
-        Self {
-            atime: time,
-            mtime: time,
-            ctime: time,
-            explicit: false,
-        }
-    }
-
-    pub(crate) fn changed_now(&mut self) {
-        let now = SystemTime::now();
-        self.mtime = now;
-        self.ctime = now;
-        self.explicit = false;
-    }
-}
 
 /// A folder's own part.
 #[derive(Debug, Default)]
@@ -109,9 +81,9 @@ pub(crate) struct Owner {
 /// What an inode is.
 #[derive(Debug)]
 pub(crate) enum Node {
-    Dir(Dir),
-    File(Arc<File>),
-    Symlink(String),
+    Dir(Box<Dir>),
+    File(Leaf),
+    Symlink(Box<str>),
     /// A FIFO, a socket, or a device with its number: local-only wherever it is.
     Special(FileType, u32),
 }
@@ -136,8 +108,8 @@ pub(crate) struct Inode {
     pub(crate) perm: u16,
     /// User and group; `None`: the mount's own.
     pub(crate) owner: Option<Owner>,
-    /// Times of all but files, which keep theirs beside their content.
-    pub(crate) times: Times,
+    /// Times of all but used files ([`crate::leaf`]), which keep theirs beside their content.
+    pub(crate) times: Stamps,
     /// How many times the kernel was told of it and has not forgotten it.
     lookups: u64,
     pub(crate) node: Node,
@@ -155,18 +127,37 @@ impl Inode {
         matches!(self.node, Node::Dir(_))
     }
 
-    pub(crate) fn file(&self) -> Option<&Arc<File>> {
-        match &self.node {
-            Node::File(file) => Some(file),
-            _ => None,
-        }
+    pub(crate) fn is_file(&self) -> bool {
+        matches!(self.node, Node::File(_))
     }
 }
+
+/// Inode numbers are ours and count upwards: they need no hash that resists an enemy.
+#[derive(Default)]
+pub(crate) struct InoHasher(u64);
+
+impl Hasher for InoHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+}
+
+type Inodes = HashMap<Ino, Box<Inode>, BuildHasherDefault<InoHasher>>;
 
 /// All inodes.
 #[derive(Debug)]
 pub(crate) struct Tree {
-    inodes: HashMap<Ino, Inode>,
+    inodes: Inodes,
+    /// Files that may be used.
+    used: RefCell<Vec<Ino>>,
     next: Ino,
     uid: u32,
     gid: u32,
@@ -190,12 +181,13 @@ impl Tree {
             local: false,
             perm: DIR_PERM,
             owner: None,
-            times: Times::at(SystemTime::now()),
+            times: Times::at(SystemTime::now()).into(),
             lookups: 1,
-            node: Node::Dir(Dir::default()),
+            node: Node::Dir(Box::default()),
         };
         Self {
-            inodes: HashMap::from([(ROOT, root)]),
+            inodes: Inodes::from_iter([(ROOT, Box::new(root))]),
+            used: RefCell::default(),
             next: ROOT + 1,
             uid,
             gid,
@@ -217,11 +209,11 @@ impl Tree {
     }
 
     pub(crate) fn get(&self, ino: Ino) -> Result<&Inode, Errno> {
-        self.inodes.get(&ino).ok_or(Errno::ESTALE)
+        self.inodes.get(&ino).map(Box::as_ref).ok_or(Errno::ESTALE)
     }
 
     pub(crate) fn get_mut(&mut self, ino: Ino) -> Result<&mut Inode, Errno> {
-        self.inodes.get_mut(&ino).ok_or(Errno::ESTALE)
+        self.inodes.get_mut(&ino).map(Box::as_mut).ok_or(Errno::ESTALE)
     }
 
     pub(crate) fn dir_mut(&mut self, ino: Ino) -> Result<&mut Dir, Errno> {
@@ -231,13 +223,14 @@ impl Tree {
         }
     }
 
-    /// The file with number `ino`.
-    pub(crate) fn file(&self, ino: Ino) -> Result<Arc<File>, Errno> {
-        match &self.get(ino)?.node {
-            Node::File(file) => Ok(file.clone()),
-            Node::Dir(_) => Err(Errno::EISDIR),
-            _ => Err(Errno::EINVAL),
-        }
+    /// The file at `ino` is used from now on.
+    pub(crate) fn note_used(&self, ino: Ino) {
+        self.used.borrow_mut().push(ino);
+    }
+
+    /// The files that may be used; each is noted again if it still is.
+    pub(crate) fn take_used(&mut self) -> Vec<Ino> {
+        std::mem::take(self.used.get_mut())
     }
 
     pub(crate) fn child(&self, parent: Ino, name: &str) -> Result<Option<Ino>, Errno> {
@@ -261,19 +254,22 @@ impl Tree {
         }
         dir.add(name.clone(), ino, (is_dir, local));
         let inode_name = name.clone();
+        if matches!(&node, Node::File(leaf) if leaf.used().is_some()) {
+            self.note_used(ino);
+        }
         self.inodes.insert(
             ino,
-            Inode {
+            Box::new(Inode {
                 parent,
                 name,
                 linked: true,
                 local,
                 perm,
                 owner: None,
-                times,
+                times: times.into(),
                 lookups: 0,
                 node,
-            },
+            }),
         );
         if !is_dir {
             self.note_rules(parent, &inode_name, false);
@@ -314,12 +310,18 @@ impl Tree {
 
     /// Takes the inode away from its folder. It lives on while the kernel knows it.
     pub(crate) fn detach(&mut self, ino: Ino, how: Attachment) {
+        if self.is_known(ino) {
+            // While it has the name by which its object is found. What is no file has no object.
+            let _ = self.file(ino);
+        }
         let Some(inode) = self.inodes.get_mut(&ino) else { return };
         if !inode.linked || ino == ROOT {
             return;
         }
         inode.linked = false;
-        if let Node::File(file) = &inode.node {
+        if let Node::File(leaf) = &inode.node
+            && let Some(file) = leaf.used()
+        {
             file.state().attachment = how;
         }
         let (parent, name, known) = (inode.parent, inode.name.clone(), inode.lookups > 0);
@@ -336,6 +338,10 @@ impl Tree {
     /// Moves an inode to another name, where nothing may be.
     pub(crate) fn relink(&mut self, ino: Ino, parent: Ino, name: &str) -> Result<(), Errno> {
         let name: Arc<str> = name.into();
+        for below in self.below(ino) {
+            // While they have the names by which their objects are found. What is no file has no object.
+            let _ = self.file(below);
+        }
         let inode = self.get(ino)?;
         let (old_parent, old_name, kind) = (inode.parent, inode.name.clone(), (inode.is_dir(), inode.local));
         self.dir_mut(old_parent)?.remove(&old_name, ino, kind);
@@ -344,12 +350,8 @@ impl Tree {
         inode.parent = parent;
         inode.name = name;
         inode.linked = true;
-        let now = SystemTime::now();
-        match &inode.node {
-            Node::File(file) => file.state().times.ctime = now,
-            _ => inode.times.ctime = now,
-        }
         let new_name = inode.name.clone();
+        self.change_times(ino, |times| times.ctime = SystemTime::now());
         self.note_rules(old_parent, &old_name, kind.0);
         self.note_rules(parent, &new_name, kind.0);
         self.lineage.forgotten(ino);
@@ -371,7 +373,7 @@ impl Tree {
     /// A name of `parent` was added or removed.
     pub(crate) fn touch_dir(&mut self, parent: Ino) {
         if let Ok(inode) = self.get_mut(parent) {
-            inode.times.changed_now();
+            inode.times.change(Times::changed_now);
         }
     }
 
@@ -470,15 +472,13 @@ impl Tree {
     pub(crate) fn attr(&self, ino: Ino) -> Result<FileAttr, Errno> {
         let inode = self.get(ino)?;
         let owner = self.owner(ino)?;
-        let (kind, size, nlink, times) = match &inode.node {
-            Node::Dir(dir) => (FileType::Directory, 4096, 2 + dir.subdirs, inode.times),
-            Node::File(file) => {
-                let state = file.state();
-                (FileType::RegularFile, state.size(), 1, state.times)
-            }
-            Node::Symlink(target) => (FileType::Symlink, target.len() as u64, 1, inode.times),
-            Node::Special(kind, _) => (*kind, 0, 1, inode.times),
+        let (kind, size, nlink) = match &inode.node {
+            Node::Dir(dir) => (FileType::Directory, 4096, 2 + dir.subdirs),
+            Node::File(leaf) => (FileType::RegularFile, leaf.size(), 1),
+            Node::Symlink(target) => (FileType::Symlink, target.len() as u64, 1),
+            Node::Special(kind, _) => (*kind, 0, 1),
         };
+        let times = self.times(ino)?;
         let rdev = match &inode.node {
             Node::Special(_, rdev) => *rdev,
             _ => 0,

@@ -13,12 +13,16 @@
 mod credentials;
 mod embedded;
 mod error;
+mod etag;
+mod keys;
 mod object;
 mod store;
 
 pub use credentials::{Credentials, CredentialsError, load_or_create_credentials};
 pub use embedded::{EmbeddedConfig, EmbeddedError, EmbeddedServer};
 pub use error::{Act, StoreError};
+pub use etag::ETag;
+pub use keys::{Cursor, KeyMap};
 pub use object::{Change, ObjectInfo, Precondition};
 pub use store::{Abilities, Access, Examination, Feed, HintCounts, Hints, Multipart, Store, StoreConfig};
 

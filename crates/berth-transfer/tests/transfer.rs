@@ -29,6 +29,7 @@ impl World {
             access_key: "KEY".into(),
             secret_key: "secret".into(),
             bucket: "workspaces".into(),
+            cache: EmbeddedConfig::CACHE,
         })
         .await
         .unwrap();

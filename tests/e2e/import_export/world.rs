@@ -47,6 +47,7 @@ impl World {
             access_key: "KEY".into(),
             secret_key: "secret".into(),
             bucket: "workspaces".into(),
+            cache: EmbeddedConfig::CACHE,
         };
         let server = runtime.block_on(EmbeddedServer::start(config)).unwrap();
         let store = StoreConfig {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use berth_store::{Change, ObjectInfo, StoreError};
+use berth_store::{Change, ETag, KeyMap, ObjectInfo, StoreError};
 use berth_workspace::{
     AppName, EntryKind, FileMode, Plan, PlanError, RevisionId, Source, SourceFile, WorkspaceIndex, index,
     manifest_paths,
@@ -22,7 +22,7 @@ const ROUNDS: usize = 100;
 #[derive(Default)]
 pub(super) struct Folder {
     /// Objects by their path in the folder; `""` is the marker object of an empty folder.
-    objects: BTreeMap<String, (u64, String)>,
+    objects: Objects,
     /// The ETag of its index object.
     index_etag: Option<String>,
     /// The index that was read, with its ETag.
@@ -36,17 +36,19 @@ pub(super) struct Folder {
 }
 
 type Manifests = BTreeMap<String, (String, Bytes)>;
+/// Size and ETag by path.
+type Objects = KeyMap<(u64, ETag)>;
 
 impl Folder {
     pub(super) fn changed(&mut self, path: String, change: Change, local: bool, now: Instant) {
         let changed = match change {
             Change::Put(ObjectInfo { size, etag, .. }) => {
-                let value = (size, etag);
+                let value = (size, ETag::from(&*etag));
                 // Seen already, in the listing or as our own write.
                 if self.objects.get(&path) == Some(&value) {
                     return;
                 }
-                self.objects.insert(path, value);
+                self.objects.insert(&path, value);
                 true
             }
             Change::Deleted { .. } => self.objects.remove(&path).is_some(),
@@ -101,11 +103,13 @@ impl Folder {
 
     pub(super) fn keys(&self, name: &str) -> Vec<String> {
         let index = self.index_etag.as_ref().map(|_| index::key(name));
-        self.objects
-            .keys()
-            .map(|path| format!("{name}/{path}"))
-            .chain(index)
-            .collect()
+        let mut keys = Vec::with_capacity(self.objects.len());
+        let mut objects = self.objects.iter();
+        while let Some((path, _)) = objects.next() {
+            keys.push(format!("{name}/{path}"));
+        }
+        keys.extend(index);
+        keys
     }
 
     pub(super) fn look(&mut self, name: AppName) -> Look {
@@ -156,7 +160,7 @@ impl Folder {
 /// What one look needs: a copy of what is known, so that changes go on being taken in meanwhile.
 pub(super) struct Look {
     name: AppName,
-    objects: BTreeMap<String, (u64, String)>,
+    objects: Objects,
     index_etag: Option<String>,
     index: Option<(String, Arc<WorkspaceIndex>)>,
     manifests: Manifests,
@@ -195,7 +199,7 @@ impl Look {
         files.retain(|file| !excludes.local_only(&file.path));
         let revision = berth_workspace::revision_with(&files, excludes);
         self.manifests
-            .retain(|path, (etag, _)| self.objects.get(path).is_some_and(|(_, now)| now == etag));
+            .retain(|path, (etag, _)| self.objects.get(path).is_some_and(|(_, now)| *now == **etag));
         let mut wanted: BTreeSet<String> = manifest_paths().iter().map(|path| (*path).to_owned()).collect();
         let mut round = 0;
         loop {
@@ -259,7 +263,7 @@ impl Look {
         let missing: Vec<&String> = wanted
             .iter()
             .filter(|path| !self.manifests.contains_key(*path))
-            .filter(|path| self.objects.get(*path).is_some_and(|(size, _)| *size <= MANIFEST_MAX))
+            .filter(|path| self.objects.get(path).is_some_and(|(size, _)| *size <= MANIFEST_MAX))
             .collect();
         let name = &self.name;
         let reads = missing.iter().map(|path| bucket.get(&format!("{name}/{path}")));
@@ -280,26 +284,28 @@ impl Look {
 }
 
 /// The files of a workspace: its objects, with the modes and symlinks of its index. Folder markers (`dir/`) are no files.
-fn source_files(objects: &BTreeMap<String, (u64, String)>, index: Option<&WorkspaceIndex>) -> Vec<SourceFile> {
+fn source_files(objects: &Objects, index: Option<&WorkspaceIndex>) -> Vec<SourceFile> {
     let entry = |path: &str| index.and_then(|index| index.entries.get(path));
-    let plain = objects
-        .iter()
-        .filter(|(path, _)| !path.is_empty() && !path.ends_with('/'))
-        .map(|(path, (size, etag))| {
-            let executable = entry(path)
-                .and_then(|entry| entry.mode)
-                .is_some_and(|mode| mode & 0o111 != 0);
-            SourceFile {
-                path: path.clone(),
-                mode: if executable {
-                    FileMode::Executable
-                } else {
-                    FileMode::Regular
-                },
-                size: *size,
-                content: etag.clone(),
-            }
+    let mut files = Vec::with_capacity(objects.len());
+    let mut all = objects.iter();
+    while let Some((path, (size, etag))) = all.next() {
+        if path.is_empty() || path.ends_with('/') {
+            continue;
+        }
+        let executable = entry(path)
+            .and_then(|entry| entry.mode)
+            .is_some_and(|mode| mode & 0o111 != 0);
+        files.push(SourceFile {
+            path: path.to_owned(),
+            mode: if executable {
+                FileMode::Executable
+            } else {
+                FileMode::Regular
+            },
+            size: *size,
+            content: etag.to_string(),
         });
+    }
     let symlinks = index
         .into_iter()
         .flat_map(|index| &index.entries)
@@ -316,5 +322,6 @@ fn source_files(objects: &BTreeMap<String, (u64, String)>, index: Option<&Worksp
                 content: target.clone(),
             })
         });
-    plain.chain(symlinks).collect()
+    files.extend(symlinks);
+    files
 }

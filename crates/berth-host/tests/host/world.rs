@@ -194,6 +194,7 @@ async fn storage(disk: &Path) -> Result<(EmbeddedServer, Store), String> {
         access_key: "test".to_owned(),
         secret_key: "test-secret-key".to_owned(),
         bucket: "workspaces".to_owned(),
+        cache: EmbeddedConfig::CACHE,
     })
     .await
     .map_err(|e| e.to_string())?;

@@ -6,10 +6,14 @@ use bytes::Bytes;
 
 use super::entry::Id;
 
+/// What a chunk takes beside its bytes.
+const ENTRY: u64 = 256;
+
 /// The shelf.
 #[derive(Debug)]
 pub(super) struct Memory {
     max: u64,
+    /// Of chunks and entries.
     bytes: u64,
     clock: u64,
     chunks: HashMap<Id, (Bytes, u64)>,
@@ -43,7 +47,7 @@ impl Memory {
     pub(super) fn put(&mut self, id: Id, bytes: Bytes) {
         self.remove(&id);
         self.clock += 1;
-        self.bytes += bytes.len() as u64;
+        self.bytes += bytes.len() as u64 + ENTRY;
         self.order.insert(self.clock, id);
         self.chunks.insert(id, (bytes, self.clock));
         while self.bytes > self.max
@@ -55,7 +59,7 @@ impl Memory {
 
     pub(super) fn remove(&mut self, id: &Id) {
         if let Some((bytes, stamp)) = self.chunks.remove(id) {
-            self.bytes -= bytes.len() as u64;
+            self.bytes -= bytes.len() as u64 + ENTRY;
             self.order.remove(&stamp);
         }
     }
@@ -75,7 +79,7 @@ mod tests {
             size: 1000,
         };
         let id = |n| Id::of(&base, n).unwrap();
-        let mut memory = Memory::new(300);
+        let mut memory = Memory::new(3 * (100 + ENTRY));
         for n in 0..3 {
             memory.put(id(n), Bytes::from(vec![n as u8; 100]));
         }
@@ -83,6 +87,6 @@ mod tests {
         memory.put(id(3), Bytes::from(vec![3; 100]));
         assert!(memory.holds(&id(0)), "used last");
         assert!(!memory.holds(&id(1)), "unused for longest");
-        assert_eq!(memory.bytes, 300);
+        assert_eq!(memory.bytes, 3 * (100 + ENTRY));
     }
 }

@@ -66,6 +66,8 @@ pub(crate) enum FetchError {
 enum Origin {
     Written,
     Read,
+    /// Nobody has asked for it yet.
+    Ahead,
 }
 
 /// The cache.
@@ -125,16 +127,20 @@ impl Contents {
         self.put(base, chunk, bytes, Origin::Written);
     }
 
+    /// `Origin::Ahead` goes to the disk alone.
     fn put(&self, base: &Base, chunk: u64, bytes: Bytes, origin: Origin) {
         let Some(id) = Id::of(base, chunk) else { return };
         let to_disk = match self.mode {
             CacheMode::Off => false,
-            CacheMode::Minimal => base.size > CHUNK && origin == Origin::Read,
+            CacheMode::Minimal => base.size > CHUNK && origin != Origin::Written,
             CacheMode::Writes => origin == Origin::Written,
             CacheMode::Full => true,
         };
         if let Some(disk) = self.disk.as_ref().filter(|_| to_disk) {
             disk.keep(id, bytes.clone());
+            if origin == Origin::Ahead {
+                return;
+            }
         }
         self.memory.lock().put(id, bytes);
     }
@@ -154,6 +160,21 @@ impl Contents {
 
     /// The chunk from memory, disk or S3.
     pub(crate) async fn fetch(self: &Arc<Self>, store: &Store, base: &Base, chunk: u64) -> Result<Bytes, FetchError> {
+        self.fetch_as(Origin::Read, store, base, chunk).await
+    }
+
+    /// Fetches a chunk that nobody waits for: it need not be in memory.
+    pub(crate) async fn fetch_ahead(self: &Arc<Self>, store: &Store, base: &Base) -> Result<(), FetchError> {
+        self.fetch_as(Origin::Ahead, store, base, 0).await.map(drop)
+    }
+
+    async fn fetch_as(
+        self: &Arc<Self>,
+        origin: Origin,
+        store: &Store,
+        base: &Base,
+        chunk: u64,
+    ) -> Result<Bytes, FetchError> {
         if let Some(bytes) = self.at_hand(base, chunk) {
             return Ok(bytes);
         }
@@ -170,7 +191,7 @@ impl Contents {
                     Ok(bytes)
                 }
                 None => from_store(store, base, chunk).await.inspect(|bytes| {
-                    self.put(base, chunk, bytes.clone(), Origin::Read);
+                    self.put(base, chunk, bytes.clone(), origin);
                 }),
             },
         };

@@ -72,9 +72,11 @@ impl Core {
         let key = key_of(workspace);
         let file = {
             let tree = self.tree.lock();
-            let inode = tree.find(&key).and_then(|ino| tree.get(ino).ok());
-            match inode.filter(|inode| !inode.local).and_then(|inode| inode.file()) {
-                Some(file) => file.clone(),
+            let stored = tree
+                .find(&key)
+                .filter(|ino| tree.get(*ino).is_ok_and(|inode| !inode.local));
+            match stored.and_then(|ino| tree.file(ino).ok()) {
+                Some(file) => file,
                 // An editor has moved it to a backup's name, and is about to save it anew.
                 None if self.intents.is_aside(&key) => return Seen::Unsaved,
                 None => return Seen::Gone,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Rule;
 use crate::{
     core::{Core, Shape},
-    tree::{Ino, ROOT, Tree},
+    tree::{Ino, Node, ROOT, Tree},
 };
 
 /// Paths that are named; the others are counted.
@@ -127,7 +127,10 @@ fn weigh(tree: &Tree, ino: Ino) -> (u64, u64) {
     let all = tree.below(ino).into_iter().filter_map(|ino| tree.get(ino).ok());
     all.filter(|inode| !inode.is_dir())
         .fold((0, 0), |(files, bytes), inode| {
-            let size = inode.file().map_or(0, |file| file.state().size());
+            let size = match &inode.node {
+                Node::File(leaf) => leaf.size(),
+                _ => 0,
+            };
             (files + 1, bytes + size)
         })
 }

@@ -47,6 +47,7 @@ impl World {
                 access_key: "berthtest".into(),
                 secret_key: "berthtestsecret".into(),
                 bucket: "workspaces".into(),
+                cache: EmbeddedConfig::CACHE,
             })
             .await
             .unwrap();

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 
 use super::index::{Bucket, Index};
-use super::record::{Blob, Part, Record, Upload};
+use super::record::{Blob, Kept, Part, Record, Upload};
 
 pub(super) const BUCKETS: TableDefinition<'_, &str, u64> = TableDefinition::new("buckets");
 pub(super) const OBJECTS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("objects");
@@ -29,8 +29,6 @@ pub(super) const PARTS: TableDefinition<'_, (&str, u32), &[u8]> = TableDefinitio
 /// How many tables there are.
 const TABLES: usize = 5;
 
-/// Enough for the tree's inner pages and the bodies in use; redb's own default is 1 GiB.
-const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// A file with more slack than this, and more slack than content, is compacted at start.
 const COMPACT_ABOVE: u64 = 4 * 1024 * 1024;
 
@@ -61,9 +59,10 @@ pub(super) fn is_disk_full(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Opens the database. An existing one is not written to: it must open on a full disk too.
-pub(super) fn open_database(path: &Path) -> Result<Database, DbError> {
-    let db = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+/// Opens the database, with so many bytes of its pages in memory. An existing one is not written to: it must open on a full
+/// disk too.
+pub(super) fn open_database(path: &Path, cache: usize) -> Result<Database, DbError> {
+    let db = Database::builder().set_cache_size(cache).create(path)?;
     if db.begin_read()?.list_tables()?.count() < TABLES {
         let txn = db.begin_write()?;
         txn.open_table(BUCKETS)?;
@@ -124,7 +123,7 @@ pub(super) fn load(db: &Database) -> Result<(Index, u64), DbError> {
             .entry(bucket.to_owned())
             .or_default()
             .objects
-            .insert(key.to_owned(), Arc::new(record));
+            .insert(key, Kept::from(&record));
     }
     for row in txn.open_table(UPLOADS)?.iter()? {
         let (id, value) = row?;

@@ -4,16 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::Arc;
 
-use super::record::{Record, Upload};
+use super::record::{Kept, Record, Upload};
+use crate::{KeyMap, ObjectInfo};
 
 /// One bucket's objects.
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
     /// Seconds since 1970.
     pub created: u64,
-    pub objects: BTreeMap<String, Arc<Record>>,
+    pub objects: KeyMap<Kept>,
 }
 
 /// Everything there is.
@@ -36,15 +36,15 @@ pub(super) struct Listing<'a> {
 /// One page of a LIST: objects and common prefixes, each in key order.
 #[derive(Debug, Default)]
 pub(super) struct Page {
-    pub objects: Vec<(String, Arc<Record>)>,
+    pub objects: Vec<ObjectInfo>,
     pub prefixes: Vec<String>,
     /// The last name on the page when there are more: the next page's `after`.
     pub next: Option<String>,
 }
 
 impl Index {
-    pub(super) fn object(&self, bucket: &str, key: &str) -> Option<&Arc<Record>> {
-        self.buckets.get(bucket)?.objects.get(key)
+    pub(super) fn object(&self, bucket: &str, key: &str) -> Option<Record> {
+        self.buckets.get(bucket)?.objects.get(key).map(Kept::record)
     }
 }
 
@@ -56,8 +56,8 @@ impl Bucket {
             return page;
         }
         let mut last = String::new();
-        let mut from = first_bound(ask);
-        while let Some((key, record)) = self.objects.range((from, Bound::Unbounded)).next() {
+        let mut objects = self.objects.range(first_bound(ask));
+        while let Some((key, kept)) = objects.next() {
             let Some(rest) = key.strip_prefix(ask.prefix) else {
                 break;
             };
@@ -71,26 +71,25 @@ impl Bucket {
                 last = common.unwrap_or(key).to_owned();
                 match common {
                     Some(c) => page.prefixes.push(c.to_owned()),
-                    None => page.objects.push((key.clone(), Arc::clone(record))),
+                    None => page.objects.push(kept.info(key)),
                 }
             }
-            from = match common {
-                Some(c) => match after_prefix(c) {
-                    Some(next) => Bound::Included(next),
+            if let Some(c) = common {
+                match after_prefix(c) {
+                    Some(next) => objects = self.objects.range(Bound::Included(&next)),
                     None => break,
-                },
-                None => Bound::Excluded(key.clone()),
-            };
+                }
+            }
         }
         page
     }
 }
 
-fn first_bound(ask: &Listing<'_>) -> Bound<String> {
+fn first_bound<'a>(ask: &Listing<'a>) -> Bound<&'a str> {
     if ask.after < ask.prefix {
-        Bound::Included(ask.prefix.to_owned())
+        Bound::Included(ask.prefix)
     } else {
-        Bound::Excluded(ask.after.to_owned())
+        Bound::Excluded(ask.after)
     }
 }
 
@@ -129,23 +128,23 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn bucket<'a>(keys: impl IntoIterator<Item = &'a str>) -> Bucket {
-        let record = Arc::new(Record {
+        let record = Record {
             size: 0,
             etag: String::new(),
             modified: 0,
             body: Body::Blobs(vec![]),
             headers: Headers::default(),
-        });
+        };
         Bucket {
             created: 0,
-            objects: keys.into_iter().map(|k| (k.to_owned(), Arc::clone(&record))).collect(),
+            objects: keys.into_iter().map(|k| (k, Kept::from(&record))).collect(),
         }
     }
 
     fn names(page: &Page) -> BTreeSet<String> {
         page.objects
             .iter()
-            .map(|(k, _)| k.clone())
+            .map(|object| object.key.clone())
             .chain(page.prefixes.iter().cloned())
             .collect()
     }
@@ -159,7 +158,10 @@ mod tests {
             ..Listing::default()
         });
         assert_eq!(
-            page.objects.iter().map(|(k, _)| k.as_str()).collect::<Vec<_>>(),
+            page.objects
+                .iter()
+                .map(|object| object.key.as_str())
+                .collect::<Vec<_>>(),
             ["a", "b"]
         );
         assert_eq!(page.prefixes, ["a/"]);

@@ -6,9 +6,10 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::dto::*;
 use s3s::{S3Result, s3_error};
 
-use super::convert::{etag, signed, timestamp};
+use super::convert::signed;
 use super::index::{Listing, Page};
 use super::writer::Shared;
+use crate::ObjectInfo;
 
 /// S3's most; a client that asks for more gets this many.
 const MAX_KEYS: i32 = 1000;
@@ -136,11 +137,11 @@ impl Encoding {
 }
 
 fn contents(page: &Page, text: &Encoding) -> ObjectList {
-    let object = |(key, record): &(String, std::sync::Arc<super::record::Record>)| Object {
-        key: Some(text.apply(key)),
-        e_tag: Some(etag(record)),
-        size: Some(signed(record.size)),
-        last_modified: Some(timestamp(record.modified)),
+    let object = |info: &ObjectInfo| Object {
+        key: Some(text.apply(&info.key)),
+        e_tag: Some(ETag::Strong(info.etag.clone())),
+        size: Some(signed(info.size)),
+        last_modified: Some(Timestamp::from(info.modified)),
         storage_class: Some(ObjectStorageClass::from_static(ObjectStorageClass::STANDARD)),
         ..Default::default()
     };

@@ -66,6 +66,13 @@ pub struct EmbeddedConfig {
     pub secret_key: String,
     /// The bucket that is made when it is missing and whose changes are fed.
     pub bucket: String,
+    /// The most memory for pages of the database, in bytes; what it has beside is about 80 bytes an object.
+    pub cache: u64,
+}
+
+impl EmbeddedConfig {
+    /// Enough for the inner pages of a large database and a batch of writes; the kernel has the rest in its own cache.
+    pub const CACHE: u64 = 8 << 20;
 }
 
 /// Why the embedded server cannot start.
@@ -143,8 +150,8 @@ impl EmbeddedServer {
             source,
         })?;
 
-        let (dir, bucket) = (cfg.data_dir.clone(), cfg.bucket.clone());
-        let opened = tokio::task::spawn_blocking(move || open(&dir, bucket)).await;
+        let (dir, bucket, cache) = (cfg.data_dir.clone(), cfg.bucket.clone(), cfg.cache);
+        let opened = tokio::task::spawn_blocking(move || open(&dir, bucket, cache)).await;
         let shared = match opened {
             Ok(shared) => Arc::new(shared?),
             Err(panic) => {
@@ -214,7 +221,7 @@ impl EmbeddedServer {
     }
 }
 
-fn open(dir: &Path, fed_bucket: String) -> Result<Shared, EmbeddedError> {
+fn open(dir: &Path, fed_bucket: String, cache: u64) -> Result<Shared, EmbeddedError> {
     let folder = |source| EmbeddedError::Folder {
         path: dir.to_owned(),
         source,
@@ -228,7 +235,8 @@ fn open(dir: &Path, fed_bucket: String) -> Result<Shared, EmbeddedError> {
             source: Box::new(e),
         },
     };
-    let mut db = disk::open_database(&db_path).map_err(failed)?;
+    let cache = usize::try_from(cache).unwrap_or(usize::MAX);
+    let mut db = disk::open_database(&db_path, cache).map_err(failed)?;
     if let Err(error) = disk::compact(&mut db, &db_path) {
         // On a full disk, say. The file just stays as large as it is.
         tracing::warn!(
@@ -236,7 +244,7 @@ fn open(dir: &Path, fed_bucket: String) -> Result<Shared, EmbeddedError> {
             "cannot compact the database; going on with it"
         );
         drop(db);
-        db = disk::open_database(&db_path).map_err(failed)?;
+        db = disk::open_database(&db_path, cache).map_err(failed)?;
     }
     let (index, last_body) = disk::load(&db).map_err(failed)?;
     let blobs = disk::Blobs::open(dir.join("blobs"), &index, last_body).map_err(folder)?;
@@ -249,6 +257,7 @@ fn open(dir: &Path, fed_bucket: String) -> Result<Shared, EmbeddedError> {
         feed: broadcast::channel(FEED).0,
         fed_bucket,
         db_path,
+        cache,
     })
 }
 
@@ -361,7 +370,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_writer_that_panics_refuses_one_batch_and_goes_on() {
         let dir = tempfile::tempdir().unwrap();
-        let shared = Arc::new(open(dir.path(), "b".to_owned()).unwrap());
+        let shared = Arc::new(open(dir.path(), "b".to_owned(), EmbeddedConfig::CACHE).unwrap());
         let (orders, queue) = mpsc::channel(service::QUEUE);
         let writer = spawn_writer(&shared, queue).unwrap();
         let service = Service { shared, orders };

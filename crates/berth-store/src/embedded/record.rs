@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ObjectInfo;
+use crate::{ETag, ObjectInfo};
 
 /// Bodies up to this many bytes are rows of the database; larger ones are files.
 pub(super) const INLINE_MAX: usize = 64 * 1024;
@@ -72,17 +72,51 @@ pub(super) struct Record {
     pub headers: Headers,
 }
 
-impl Record {
-    pub(super) fn modified_time(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(self.modified)
+/// One object as it is kept in memory, where there may be a hundred thousand.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub size: u64,
+    pub etag: ETag,
+    pub modified: u64,
+    pub body: Body,
+    /// As in the database; most have one or none.
+    headers: Option<Box<[u8]>>,
+}
+
+impl From<&Record> for Kept {
+    fn from(record: &Record) -> Self {
+        // Strings as names: that always can be written.
+        let written = || serde_json::to_vec(&record.headers).map(Vec::into_boxed_slice);
+        Self {
+            size: record.size,
+            etag: ETag::from(&*record.etag),
+            modified: record.modified,
+            body: record.body.clone(),
+            headers: (record.headers != Headers::default())
+                .then(written)
+                .and_then(Result::ok),
+        }
+    }
+}
+
+impl Kept {
+    pub(super) fn record(&self) -> Record {
+        let headers = self.headers.as_deref().map(serde_json::from_slice);
+        Record {
+            size: self.size,
+            etag: self.etag.to_string(),
+            modified: self.modified,
+            body: self.body.clone(),
+            headers: headers.and_then(Result::ok).unwrap_or_default(),
+        }
     }
 
     pub(super) fn info(&self, key: &str) -> ObjectInfo {
         ObjectInfo {
             key: key.to_owned(),
             size: self.size,
-            etag: self.etag.clone(),
-            modified: self.modified_time(),
+            etag: self.etag.to_string(),
+            modified: UNIX_EPOCH + Duration::from_secs(self.modified),
         }
     }
 }
@@ -110,4 +144,25 @@ pub(super) struct Upload {
 /// Whole seconds since 1970.
 pub(super) fn now_secs() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_comes_back_from_memory_as_it_was() {
+        let mut record = Record {
+            size: 5,
+            etag: "0123456789abcdef0123456789abcdef-2".to_owned(),
+            modified: 7,
+            body: Body::Blobs(vec![Blob { id: 1, len: 5 }]),
+            headers: Headers::default(),
+        };
+        assert_eq!(Kept::from(&record).record(), record);
+        record.headers.content_type = Some("text/plain; charset=\u{fc}".to_owned());
+        record.headers.expires = Some(-1);
+        record.headers.user.insert("berth-save".to_owned(), "1".to_owned());
+        assert_eq!(Kept::from(&record).record(), record);
+    }
 }

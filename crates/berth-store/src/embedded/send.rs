@@ -14,7 +14,7 @@ use s3s::{S3Error, S3Result, s3_error};
 
 use super::disk::{BODIES, DbError};
 use super::receive::io_error;
-use super::record::{Blob, Body, Record};
+use super::record::{Blob, Body, Kept, Record};
 use super::writer::{Shared, storage_error};
 
 /// One read of a file: large enough for the disk, small enough to hold for each of many slow clients.
@@ -56,11 +56,11 @@ fn as_len(n: u64) -> usize {
 }
 
 /// Finds the object and opens its body, both of the same version.
-pub(super) async fn open(shared: &Arc<Shared>, bucket: &str, key: &str) -> S3Result<(Arc<Record>, Source)> {
+pub(super) async fn open(shared: &Arc<Shared>, bucket: &str, key: &str) -> S3Result<(Record, Source)> {
     for _ in 0..ATTEMPTS {
         let record = find(shared, bucket, key)?;
-        let (reader, wanted) = (Arc::clone(shared), Arc::clone(&record));
-        let opened = tokio::task::spawn_blocking(move || open_body(&reader, &wanted.body))
+        let (reader, body) = (Arc::clone(shared), record.body.clone());
+        let opened = tokio::task::spawn_blocking(move || open_body(&reader, &body))
             .await
             .map_err(|_| storage_error(false))?;
         match opened {
@@ -77,15 +77,14 @@ pub(super) async fn open(shared: &Arc<Shared>, bucket: &str, key: &str) -> S3Res
 }
 
 /// The object's record.
-pub(super) fn find(shared: &Shared, bucket: &str, key: &str) -> S3Result<Arc<Record>> {
+pub(super) fn find(shared: &Shared, bucket: &str, key: &str) -> S3Result<Record> {
     let index = shared.index.read();
     let objects = &index
         .buckets
         .get(bucket)
         .ok_or_else(|| s3_error!(NoSuchBucket))?
         .objects;
-    let record = objects.get(key).ok_or_else(|| s3_error!(NoSuchKey))?;
-    Ok(Arc::clone(record))
+    objects.get(key).map(Kept::record).ok_or_else(|| s3_error!(NoSuchKey))
 }
 
 fn open_body(shared: &Shared, body: &Body) -> S3Result<Option<Source>> {

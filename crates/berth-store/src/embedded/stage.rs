@@ -143,12 +143,12 @@ fn complete(
     }
     let chosen: Vec<Blob> = parts.iter().map(|(_, blob)| *blob).collect();
     let old = index.object(&upload.bucket, &upload.key);
-    if let Err(refusal) = check(when, old.map(Arc::as_ref)) {
+    if let Err(refusal) = check(when, old.as_ref()) {
         return Ok(Err(refusal));
     }
     record.size = chosen.iter().map(|b| b.len).sum();
     record.body = Body::Blobs(chosen);
-    put_rows(txn, &upload.bucket, &upload.key, &record, None, old.map(Arc::as_ref))?;
+    put_rows(txn, &upload.bucket, &upload.key, &record, None, old.as_ref())?;
     upload_rows_go(txn, &id)?;
     Ok(Ok(Effect::Complete {
         id,
@@ -192,7 +192,7 @@ fn upload_rows_go(txn: &WriteTransaction, id: &str) -> Result<(), DbError> {
 fn current(index: &Index, staged: &Staged, bucket: &str, key: &str) -> Option<Arc<Record>> {
     match staged.get(&(bucket.to_owned(), key.to_owned())) {
         Some(in_batch) => in_batch.clone(),
-        None => index.object(bucket, key).cloned(),
+        None => index.object(bucket, key).map(Arc::new),
     }
 }
 

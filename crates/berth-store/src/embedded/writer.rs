@@ -27,7 +27,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::disk::{Blobs, DbError, NewBlob, load, named_blobs, open_database};
 use super::index::{Bucket, Index};
-use super::record::{Blob, Part, Record, Upload};
+use super::record::{Blob, Kept, Part, Record, Upload};
 use super::stage::{Staged, stage};
 use crate::Change;
 
@@ -109,6 +109,8 @@ pub(super) struct Shared {
     /// The bucket whose changes are fed.
     pub fed_bucket: String,
     pub db_path: PathBuf,
+    /// Bytes of its pages in memory.
+    pub cache: usize,
 }
 
 /// A staged order: what happens to the index once the transaction is durable.
@@ -340,13 +342,13 @@ fn show(index: &mut Index, effect: Effect, freed: &mut Vec<u64>) -> Option<(Stri
             files,
         } => {
             files.into_iter().for_each(NewBlob::keep);
-            Some(show_object(index, bucket, key, record, freed))
+            Some(show_object(index, bucket, &key, &record, freed))
         }
         Effect::Complete { id, record } => {
             let mut upload = index.uploads.remove(&id)?;
             upload.parts.retain(|_, part| !record.body.blobs().contains(&part.blob));
             freed.extend(upload.parts.values().map(|p| p.blob.id));
-            Some(show_object(index, upload.bucket, upload.key, record, freed))
+            Some(show_object(index, upload.bucket, &upload.key, &record, freed))
         }
         Effect::Delete { bucket, key } => {
             let old = index.buckets.get_mut(&bucket)?.objects.remove(&key)?;
@@ -389,17 +391,18 @@ fn show(index: &mut Index, effect: Effect, freed: &mut Vec<u64>) -> Option<(Stri
 fn show_object(
     index: &mut Index,
     bucket: String,
-    key: String,
-    record: Arc<Record>,
+    key: &str,
+    record: &Record,
     freed: &mut Vec<u64>,
 ) -> (String, Change) {
-    let change = Change::Put(record.info(&key));
+    let kept = Kept::from(record);
+    let change = Change::Put(kept.info(key));
     let old = index
         .buckets
         .entry(bucket.clone())
         .or_default()
         .objects
-        .insert(key, record);
+        .insert(key, kept);
     freed.extend(old.iter().flat_map(|o| o.body.blobs()).map(|b| b.id));
     (bucket, change)
 }
@@ -409,7 +412,7 @@ fn reopen(shared: &Shared) {
     let mut db = shared.db.write();
     // The lock on the file goes with the old one.
     *db = None;
-    match open_database(&shared.db_path).and_then(|fresh| Ok((load(&fresh)?, fresh))) {
+    match open_database(&shared.db_path, shared.cache).and_then(|fresh| Ok((load(&fresh)?, fresh))) {
         Ok(((index, _), fresh)) => {
             *shared.index.write() = index;
             *db = Some(fresh);

@@ -162,7 +162,7 @@ impl Store {
             }
         }
         if let Some(watched) = inner.changes.watch() {
-            watched.prime(inner.list("").await?);
+            inner.each_page("", |page| watched.prime(&page)).await?;
         }
         let inner = Arc::new(inner);
         watch::start(&inner, &cfg, &stop);
@@ -191,14 +191,16 @@ impl Store {
         self.inner.list(prefix).await
     }
 
-    /// All objects, in key order: as `list("")`, but quicker where there are many, because the folders at the top are
-    /// listed side by side. Not one moment's state: what is moved from one folder to another meanwhile may be in both or
-    /// in neither, and [`Store::changes`] tells of it.
+    /// Gives all objects to `take`, a page at a time, so that a large bucket is never in memory as a list. Quick where there are
+    /// many, because the folders at the top are listed side by side: each folder comes in key order, the folders in any.
+    ///
+    /// Not one moment's state: what is moved from one folder to another meanwhile may be in both or in neither, and
+    /// [`Store::changes`] tells of it.
     ///
     /// # Errors
-    /// As any request; see [`crate::StoreError`].
-    pub async fn list_all(&self) -> Result<Vec<ObjectInfo>> {
-        self.inner.list_all().await
+    /// As any request; see [`crate::StoreError`]. What was given before says nothing then.
+    pub async fn each_page(&self, take: impl FnMut(Vec<ObjectInfo>) + Send) -> Result<()> {
+        self.inner.each_page_of_all(take).await
     }
 
     /// The whole object, in memory.

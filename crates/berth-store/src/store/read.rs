@@ -5,8 +5,9 @@ use std::time::UNIX_EPOCH;
 
 use aws_sdk_s3::types::EncodingType;
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use futures::{TryStreamExt as _, stream};
 use http::Method;
+use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 
 use super::sign::Header;
@@ -28,44 +29,56 @@ struct Page {
 
 impl Inner {
     pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
-        let first = self.page(prefix, None, None).await?;
-        Ok(self.pages(prefix, None, first).await?.0)
+        let mut all = Vec::new();
+        self.each_page(prefix, |mut page| all.append(&mut page)).await?;
+        Ok(all)
     }
 
-    /// `list("")`, of a bucket with more than one page the folders at the top side by side.
-    pub(super) async fn list_all(&self) -> Result<Vec<ObjectInfo>> {
+    /// Gives every page of the objects below `prefix` to `take`, in key order.
+    pub(super) async fn each_page(&self, prefix: &str, take: impl FnMut(Vec<ObjectInfo>)) -> Result<()> {
+        let first = self.page(prefix, None, None).await?;
+        self.pages(prefix, None, first, take).await.map(drop)
+    }
+
+    /// `each_page("")`, of a bucket with more than one page the folders at the top side by side, in any order.
+    pub(super) async fn each_page_of_all(&self, take: impl FnMut(Vec<ObjectInfo>) + Send) -> Result<()> {
+        let take = Mutex::new(take);
+        let taken = |page| (*take.lock())(page);
         let first = self.page("", None, None).await?;
         if first.next.is_none() {
-            return Ok(first.objects);
+            taken(first.objects);
+            return Ok(());
         }
         let tops = self.page("", Some("/"), None).await?;
-        let (mut objects, folders) = self.pages("", Some("/"), tops).await?;
+        let mut beside = Vec::new();
+        let folders = self
+            .pages("", Some("/"), tops, |mut page| beside.append(&mut page))
+            .await?;
         if folders.len() < 2 {
-            return Ok(self.pages("", None, first).await?.0);
+            return self.pages("", None, first, taken).await.map(drop);
         }
-        let mut lists = stream::iter(folders)
-            .map(|folder| async move { self.list(&folder).await })
-            .buffer_unordered(LISTS);
-        while let Some(list) = lists.next().await {
-            objects.extend(list?);
-        }
-        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        Ok(objects)
+        drop(first);
+        taken(beside);
+        stream::iter(folders.into_iter().map(Ok))
+            .try_for_each_concurrent(LISTS, |folder| async move { self.each_page(&folder, taken).await })
+            .await
     }
 
-    /// `page` and all after it: the objects, and the folders that `delimiter` makes of the others.
+    /// Gives `page` and all after it to `take`; the folders that `delimiter` makes of the other objects.
     async fn pages(
         &self,
         prefix: &str,
         delimiter: Option<&str>,
         mut page: Page,
-    ) -> Result<(Vec<ObjectInfo>, Vec<String>)> {
-        let (mut objects, mut folders, mut last) = (Vec::new(), Vec::new(), None);
+        mut take: impl FnMut(Vec<ObjectInfo>),
+    ) -> Result<Vec<String>> {
+        let (mut folders, mut last) = (Vec::new(), None);
         loop {
-            objects.append(&mut page.objects);
             folders.append(&mut page.folders);
-            let Some(next) = page.next.take() else {
-                return Ok((objects, folders));
+            let next = page.next.take();
+            take(page.objects);
+            let Some(next) = next else {
+                return Ok(folders);
             };
             if last.as_ref() == Some(&next) {
                 return Err(self.broken_list("a page says that more follows, and not where"));

@@ -10,10 +10,11 @@ use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::error::DisplayErrorContext;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, HeaderMap};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Body as _;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -28,6 +29,9 @@ use crate::{Act, Result, StoreError};
 
 /// A connection that was idle for longer is not used again: servers close theirs after 5 s at the earliest.
 const IDLE: Duration = Duration::from_secs(4);
+
+/// A server may announce any length: memory is taken in advance for this much. Nobody asks for more in one request.
+const MOST_ANNOUNCED: usize = 16 << 20;
 
 /// One request about one object.
 pub(super) struct Ask<'a> {
@@ -197,11 +201,7 @@ impl Inner {
 
     async fn exchange(&self, ask: &Ask<'_>, body_hash: &str) -> Result<Answer> {
         let (head, body) = self.begin(ask, "", body_hash).await?.into_parts();
-        let body = body
-            .collect()
-            .await
-            .map_err(|e| self.broken_body(ask.act, ask.key, &e))?
-            .to_bytes();
+        let body = own(body).await.map_err(|e| self.broken_body(ask.act, ask.key, &e))?;
         Ok(Answer {
             status: head.status,
             headers: head.headers,
@@ -263,6 +263,19 @@ impl Answer {
         let date = self.header("last-modified").and_then(http_date);
         date.unwrap_or(SystemTime::UNIX_EPOCH)
     }
+}
+
+/// The whole body, in memory of its own: a piece as hyper gives it is part of its buffer of 8 KiB and more, and who keeps a
+/// small body would keep that.
+async fn own(mut body: Incoming) -> Result<Bytes, hyper::Error> {
+    let announced = body.size_hint().exact().and_then(|len| usize::try_from(len).ok());
+    let mut whole = BytesMut::with_capacity(announced.unwrap_or_default().min(MOST_ANNOUNCED));
+    while let Some(frame) = body.frame().await {
+        if let Ok(piece) = frame?.into_data() {
+            whole.extend_from_slice(&piece);
+        }
+    }
+    Ok(whole.freeze())
 }
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT`.

@@ -21,6 +21,7 @@ pub fn server_config(dir: &Path) -> EmbeddedConfig {
         access_key: ACCESS.to_owned(),
         secret_key: SECRET.to_owned(),
         bucket: BUCKET.to_owned(),
+        cache: EmbeddedConfig::CACHE,
     }
 }
 

@@ -76,6 +76,7 @@ pub struct S3 {
     pub session_token: Option<String>,
     pub path_style: bool,
     pub poll_interval: Span,
+    pub cache: Size,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint_listen: Option<SocketAddr>,
     pub hint_peers: Vec<String>,
@@ -230,6 +231,7 @@ impl Default for S3 {
             session_token: None,
             path_style: true,
             poll_interval: Span(std::time::Duration::from_secs(15)),
+            cache: Size(berth_store::EmbeddedConfig::CACHE),
             hint_listen: None,
             hint_peers: Vec::new(),
         }

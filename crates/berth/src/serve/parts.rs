@@ -154,6 +154,7 @@ pub async fn storage(config: &Config, parts: &mut Parts) -> Result<(Store, Strin
                 access_key: keys.0.clone(),
                 secret_key: keys.1.clone(),
                 bucket: s3.bucket.clone(),
+                cache: s3.cache.0,
             })
             .await
             .map_err(|error| Failure::from_error(&error))?;

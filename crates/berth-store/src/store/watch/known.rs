@@ -1,13 +1,14 @@
 //! What is known of the bucket, and how far an answer that differs from it is believed.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     mem,
-    time::{Duration, Instant, SystemTime},
+    ops::Bound,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use super::{Claim, Look};
-use crate::{Change, ObjectInfo};
+use crate::{Change, ETag, KeyMap, ObjectInfo};
 
 /// For this long a LIST that contradicts what was written or published is not believed: old servers list late.
 const LATE: Duration = Duration::from_secs(60);
@@ -21,10 +22,10 @@ const PROBES: &str = ".berth/probe-";
 /// One object as it was published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Known {
-    etag: String,
+    etag: ETag,
     size: u64,
-    /// For servers whose LIST has no ETag.
-    modified: SystemTime,
+    /// Nanoseconds since 1970: for servers whose LIST has no ETag.
+    modified: u64,
 }
 
 /// When a key was last written or published, and how many such moments there were before it.
@@ -36,7 +37,7 @@ struct Lately {
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    known: BTreeMap<String, Known>,
+    known: KeyMap<Known>,
     /// Keys of own writes under way, and how many of each.
     writing: HashMap<String, usize>,
     lately: HashMap<String, Lately>,
@@ -57,26 +58,62 @@ pub(super) struct State {
 impl From<&ObjectInfo> for Known {
     fn from(info: &ObjectInfo) -> Self {
         Self {
-            etag: info.etag.clone(),
+            etag: ETag::from(&*info.etag),
             size: info.size,
-            modified: info.modified,
+            modified: nanos(info.modified),
         }
+    }
+}
+
+fn nanos(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A LIST while its pages are compared with what is known.
+#[derive(Debug, Default)]
+pub(super) struct Comparison {
+    prefix: String,
+    /// The last key that was compared.
+    last: Option<String>,
+    /// Objects listed.
+    pub(super) listed: usize,
+    differs: Vec<Change>,
+    /// Listed without an ETag: nobody can tell what they are now.
+    unseen: Vec<String>,
+    /// A page's keys were not after those before: what is missing cannot be told.
+    pub(super) disordered: bool,
+}
+
+impl Comparison {
+    /// Of all there is below `prefix`.
+    pub(super) fn below(prefix: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
     }
 }
 
 impl Known {
     fn is(&self, info: &ObjectInfo) -> bool {
         let same_version = match info.etag.is_empty() {
-            true => self.modified == info.modified,
-            false => self.etag == info.etag,
+            true => self.modified == nanos(info.modified),
+            false => self.etag == *info.etag,
         };
         same_version && self.size == info.size
     }
 }
 
 impl State {
-    pub(super) fn prime(&mut self, listed: Vec<ObjectInfo>) {
-        self.known = listed.iter().map(|info| (info.key.clone(), info.into())).collect();
+    pub(super) fn prime(&mut self, page: &[ObjectInfo]) {
+        for info in page {
+            self.known.insert(&info.key, info.into());
+        }
     }
 
     pub(super) fn begin_write(&mut self, key: &str) {
@@ -111,7 +148,7 @@ impl State {
     /// Whether `key` has to be looked at for it.
     pub(super) fn hear(&mut self, key: &str, claim: Claim) -> bool {
         let old = match (&claim, self.known.get(key)) {
-            (Claim::Is(etag), Some(known)) => known.etag == *etag,
+            (Claim::Is(etag), Some(known)) => known.etag == **etag,
             (Claim::Gone, None) => true,
             _ => false,
         };
@@ -144,7 +181,7 @@ impl State {
                 continue;
             }
             let is_known = match (&claim, self.known.get(&key)) {
-                (Claim::Is(etag), Some(known)) => known.etag == *etag,
+                (Claim::Is(etag), Some(known)) => known.etag == **etag,
                 (Claim::Gone, None) => true,
                 _ => false,
             };
@@ -170,7 +207,7 @@ impl State {
         match (self.known.get_mut(key), found) {
             (Some(known), Some(info)) if known.is(&info) => {
                 // The server's clock, to know the version again where LIST has no ETag.
-                known.modified = info.modified;
+                known.modified = nanos(info.modified);
                 None
             }
             (None, None) => None,
@@ -183,7 +220,7 @@ impl State {
     pub(super) fn learn(&mut self, change: &Change, now: Instant) {
         match change {
             Change::Put(info) => {
-                self.known.insert(info.key.clone(), info.into());
+                self.known.insert(&info.key, info.into());
             }
             Change::Deleted { key } => {
                 self.known.remove(key);
@@ -195,33 +232,59 @@ impl State {
         }
     }
 
-    /// How `listed`, all there is below `prefix`, differs from what is known; and of which keys it says something that is
-    /// not to be believed without a look. In key order.
-    pub(super) fn compare(&mut self, prefix: &str, mut listed: Vec<ObjectInfo>) -> (Vec<Change>, Vec<String>) {
-        listed.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        let (mut changes, mut doubtful) = (Vec::new(), Vec::new());
-        let is_doubtful = |key: &str| self.lately.contains_key(key);
-        let mut differs = |change: Change| match is_doubtful(change.key()) {
-            true => doubtful.push(change.key().to_owned()),
-            false => changes.push(change),
+    /// Compares one page, whose keys follow those of the pages before.
+    pub(super) fn compare(&self, compared: &mut Comparison, page: Vec<ObjectInfo>) {
+        compared.listed += page.len();
+        let start = match &compared.last {
+            Some(last) => Bound::Excluded(&**last),
+            None => Bound::Included(&*compared.prefix),
         };
-        let below = self.known.range(prefix.to_owned()..);
-        let mut known = below.take_while(|(key, _)| key.starts_with(prefix)).peekable();
-        let mut unseen = Vec::new();
-        for info in listed {
-            while let Some((key, _)) = known.next_if(|(key, _)| **key < info.key) {
-                differs(Change::Deleted { key: key.clone() });
+        let mut known = self.known.range(start);
+        let mut last: Option<String> = None;
+        for info in page {
+            let before = last.as_ref().or(compared.last.as_ref());
+            if before.is_some_and(|before| *before >= info.key) {
+                compared.disordered = true;
             }
-            match known.next_if(|(key, _)| **key == info.key) {
+            while let Some((key, _)) = known.peek().filter(|(key, _)| *key < &*info.key) {
+                compared.differs.push(Change::Deleted { key: key.to_owned() });
+                known.skip();
+            }
+            last = Some(info.key.clone());
+            match known.peek().filter(|(key, _)| *key == info.key) {
                 Some((_, old)) if old.is(&info) => {}
-                // Without an ETag nobody can tell what it is now.
-                _ if info.etag.is_empty() => unseen.push(info.key),
-                _ => differs(Change::Put(info)),
+                _ if info.etag.is_empty() => compared.unseen.push(info.key),
+                _ => compared.differs.push(Change::Put(info)),
+            }
+            if known.peek().is_some_and(|(key, _)| Some(key) == last.as_deref()) {
+                known.skip();
             }
         }
-        for (key, _) in known {
-            differs(Change::Deleted { key: key.clone() });
+        compared.last = last.or(compared.last.take());
+    }
+
+    /// How what was listed differs from what is known, when all pages have been compared; and of which keys it says something
+    /// that is not to be believed without a look. In key order.
+    pub(super) fn differences(&self, compared: Comparison) -> (Vec<Change>, Vec<String>) {
+        let Comparison {
+            prefix,
+            last,
+            mut differs,
+            unseen,
+            ..
+        } = compared;
+        let start = match &last {
+            Some(last) => Bound::Excluded(&**last),
+            None => Bound::Included(&*prefix),
+        };
+        let mut known = self.known.range(start);
+        while let Some((key, _)) = known.next().filter(|(key, _)| key.starts_with(&prefix)) {
+            differs.push(Change::Deleted { key: key.to_owned() });
         }
+        // Only now: what was written or published while the pages came is doubtful too.
+        let is_doubtful = |change: &Change| self.lately.contains_key(change.key());
+        let (doubtful, changes): (Vec<Change>, Vec<Change>) = differs.into_iter().partition(is_doubtful);
+        let mut doubtful: Vec<String> = doubtful.iter().map(|change| change.key().to_owned()).collect();
         doubtful.extend(unseen);
         (changes, doubtful)
     }
@@ -231,8 +294,12 @@ impl State {
         if prefix.is_empty() {
             return self.known.len();
         }
-        let below = self.known.range(prefix.to_owned()..);
-        below.take_while(|(key, _)| key.starts_with(prefix)).count()
+        let mut below = self.known.range(Bound::Included(prefix));
+        let mut count = 0;
+        while below.next().is_some_and(|(key, _)| key.starts_with(prefix)) {
+            count += 1;
+        }
+        count
     }
 
     /// The folders of the workspaces where something changed within `span`, the latest first.

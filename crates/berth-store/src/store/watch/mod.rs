@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
-use self::known::State;
+use self::known::{Comparison, State};
 use super::{Inner, StoreConfig, events};
 use crate::{Change, ObjectInfo};
 
@@ -151,9 +151,9 @@ impl Drop for Writing<'_> {
 }
 
 impl Watched {
-    /// Takes the first LIST as known, without publishing it: listeners list for themselves when they start.
-    pub(super) fn prime(&self, listed: Vec<ObjectInfo>) {
-        self.state.lock().prime(listed);
+    /// Takes a page of the first LIST as known, without publishing it: listeners list for themselves when they start.
+    pub(super) fn prime(&self, page: &[ObjectInfo]) {
+        self.state.lock().prime(page);
     }
 
     /// Somebody says that `key` changed: it is looked at, unless that is known already.
@@ -192,10 +192,10 @@ impl Watched {
         self.state.lock().begin_list();
     }
 
-    /// Publishes how the objects below `prefix` differ from what is known of them.
-    fn compare(&self, prefix: &str, listed: Vec<ObjectInfo>) {
+    /// Publishes how the objects below a prefix differ from what is known of them.
+    fn publish_differences(&self, compared: Comparison) {
         let mut state = self.state.lock();
-        let (changes, doubtful) = state.compare(prefix, listed);
+        let (changes, doubtful) = state.differences(compared);
         for change in changes {
             self.publish(&mut state, change);
         }

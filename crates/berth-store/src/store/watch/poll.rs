@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     Inner, Watched,
+    known::Comparison,
     pace::{Pace, Shown},
 };
 use crate::{ObjectInfo, Result};
@@ -71,18 +72,30 @@ pub(super) async fn poll(store: Weak<Inner>, watched: Arc<Watched>, every: Durat
 async fn list(inner: &Inner, watched: &Watched, prefixes: &[String]) -> Result<()> {
     for prefix in prefixes {
         watched.begin_list();
-        let mut listed = inner.list(prefix).await?;
-        if watched.is_mass_removal(prefix, &listed) {
+        let mut compared = compare(inner, watched, prefix).await?;
+        if watched.is_mass_removal(&compared) {
             tracing::warn!(
                 prefix,
-                objects = listed.len(),
+                objects = compared.listed,
                 "most objects are gone from the bucket; asking once more"
             );
-            listed = inner.list(prefix).await?;
+            compared = compare(inner, watched, prefix).await?;
         }
-        watched.compare(prefix, listed);
+        watched.publish_differences(compared);
     }
     Ok(())
+}
+
+/// Compares page by page, so that never more than one is held; a server that lists in another order than S3's is heard out first.
+async fn compare(inner: &Inner, watched: &Watched, prefix: &str) -> Result<Comparison> {
+    let mut compared = Comparison::below(prefix);
+    inner
+        .each_page(prefix, |page| watched.state.lock().compare(&mut compared, page))
+        .await?;
+    match compared.disordered {
+        true => Ok(watched.compare_whole(prefix, inner.list(prefix).await?)),
+        false => Ok(compared),
+    }
 }
 
 impl Watched {
@@ -103,7 +116,15 @@ impl Watched {
         }
     }
 
-    fn is_mass_removal(&self, prefix: &str, listed: &[ObjectInfo]) -> bool {
-        listed.len() * 2 + FEW < self.state.lock().count(prefix)
+    fn is_mass_removal(&self, compared: &Comparison) -> bool {
+        compared.listed * 2 + FEW < self.state.lock().count(compared.prefix())
+    }
+
+    /// Compares all there is below `prefix`, in whatever order.
+    pub(super) fn compare_whole(&self, prefix: &str, mut listed: Vec<ObjectInfo>) -> Comparison {
+        listed.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        let mut compared = Comparison::below(prefix);
+        self.state.lock().compare(&mut compared, listed);
+        compared
     }
 }

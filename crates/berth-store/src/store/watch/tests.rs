@@ -28,7 +28,7 @@ impl Bucket {
         let changes = Changes::watched();
         let seen = changes.subscribe();
         let bucket = Self { changes, seen };
-        bucket.watched().prime(objects(listed));
+        bucket.watched().prime(&objects(listed));
         bucket
     }
 
@@ -38,7 +38,12 @@ impl Bucket {
 
     fn list(&self, listed: &[(&str, &str)]) {
         self.watched().begin_list();
-        self.watched().compare("", objects(listed));
+        self.listed("", objects(listed));
+    }
+
+    fn listed(&self, prefix: &str, listed: Vec<ObjectInfo>) {
+        let compared = self.watched().compare_whole(prefix, listed);
+        self.watched().publish_differences(compared);
     }
 
     fn published(&mut self) -> Vec<Change> {
@@ -71,7 +76,7 @@ fn an_own_write_is_published_once_and_an_older_list_does_not_undo_it() {
     bucket.watched().begin_list();
     bucket.write("new", "2");
     // The LIST was answered before the write took place.
-    bucket.watched().compare("", objects(&[("old", "1")]));
+    bucket.listed("", objects(&[("old", "1")]));
     assert_eq!(bucket.published(), [Change::Put(object("new", "2"))]);
     let looks = bucket.looks();
     assert_eq!(looks.len(), 1, "the server is asked about it");
@@ -149,6 +154,47 @@ fn what_others_put_replaced_and_deleted_is_published() {
 }
 
 #[test]
+fn pages_say_what_the_whole_list_says_and_what_is_written_between_them_is_looked_at() {
+    let mut bucket = Bucket::with(&[("a", "1"), ("b", "1"), ("c", "1"), ("d", "1"), ("e", "1"), ("f", "1")]);
+    bucket.watched().begin_list();
+    let mut compared = Comparison::below("");
+    let page = |compared: &mut Comparison, listed: &[(&str, &str)]| {
+        bucket.watched().state.lock().compare(compared, objects(listed));
+    };
+    page(&mut compared, &[("a", "1"), ("b", "2")]);
+    page(&mut compared, &[]);
+    page(&mut compared, &[("d", "1"), ("d0", "1")]);
+    // `b` was compared already, `e` is still to come, and the answers are from before.
+    bucket.write("b", "3");
+    bucket.write("e", "3");
+    page(&mut compared, &[("e", "1")]);
+    assert!(!compared.disordered);
+    bucket.watched().publish_differences(compared);
+    let wanted = [
+        Change::Put(object("b", "3")),
+        Change::Put(object("e", "3")),
+        gone("c"),
+        Change::Put(object("d0", "1")),
+        gone("f"),
+    ];
+    assert_eq!(bucket.published(), wanted);
+    assert_eq!(bucket.keys_to_look_at(), ["b", "e"]);
+}
+
+#[test]
+fn pages_in_another_order_than_keys_are_noticed() {
+    let bucket = Bucket::with(&[]);
+    for pages in [[&["b", "a"][..], &[]], [&["a", "b"], &["b"]], [&["c"], &["b", "d"]]] {
+        let mut compared = Comparison::below("");
+        for page in pages {
+            let listed = page.iter().map(|key| object(key, "1")).collect();
+            bucket.watched().state.lock().compare(&mut compared, listed);
+        }
+        assert!(compared.disordered, "{pages:?}");
+    }
+}
+
+#[test]
 fn a_workspace_listed_for_itself_says_nothing_about_the_others() {
     let mut bucket = Bucket::with(&[
         ("a/1", "1"),
@@ -158,7 +204,7 @@ fn a_workspace_listed_for_itself_says_nothing_about_the_others() {
         ("b/1", "1"),
     ]);
     bucket.watched().begin_list();
-    bucket.watched().compare("app/", objects(&[("app/1", "2")]));
+    bucket.listed("app/", objects(&[("app/1", "2")]));
     assert_eq!(bucket.published(), [Change::Put(object("app/1", "2")), gone("app/2")]);
     bucket.list(&[("a/1", "1"), ("app/1", "2"), ("app0", "1"), ("b/1", "1")]);
     assert_eq!(bucket.published(), []);
@@ -205,7 +251,7 @@ fn a_server_that_lists_no_etags_is_looked_at_only_where_something_moved() {
     listed[3].modified += Duration::from_secs(2);
     let list = |listed: &Vec<ObjectInfo>| {
         bucket.watched().begin_list();
-        bucket.watched().compare("", listed.clone());
+        bucket.listed("", listed.clone());
         bucket.looks()
     };
     let looks = list(&listed);
