@@ -164,6 +164,16 @@ async fn reads_and_deletes_honour_conditions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_keeps_a_small_body_keeps_no_more_than_it() {
+    let f = fixture().await;
+    let small = Bytes::from_static(b"small");
+    f.store.put("k", small, Precondition::None).await.unwrap();
+    let body = f.store.get("k").await.unwrap().1;
+    let own = body.try_into_mut().expect("it is no part of something larger");
+    assert!(own.capacity() < 64, "{} bytes", own.capacity());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn metadata_is_kept_and_a_copy_keeps_or_replaces_it() {
     let f = fixture().await;
     let s3 = raw(f.server.local_addr());
