@@ -9,7 +9,7 @@ use crate::tree::{DIR_PERM, FILE_PERM, Look, Node, ROOT, Times, Tree};
 
 const CHILD: &str = "BERTH_TEST_FOOTPRINT";
 const FILES: u64 = 100_000;
-const MOST: u64 = 60 << 20;
+const MOST: u64 = 32 << 20;
 
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -47,7 +47,7 @@ fn build() -> Tree {
 
 /// In a process of its own, where no other test takes memory meanwhile.
 #[test]
-fn a_hundred_thousand_known_files_take_less_than_60_mib() {
+fn a_hundred_thousand_known_files_take_less_than_32_mib() {
     if std::env::var_os(CHILD).is_some() {
         let before = resident();
         let tree = build();
@@ -55,7 +55,7 @@ fn a_hundred_thousand_known_files_take_less_than_60_mib() {
         drop(tree);
         return;
     }
-    let name = "footprint::a_hundred_thousand_known_files_take_less_than_60_mib";
+    let name = "footprint::a_hundred_thousand_known_files_take_less_than_32_mib";
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(CHILD, "1")

@@ -213,12 +213,17 @@ fn is_settled(state: &FileState) -> bool {
 impl Core {
     /// Makes files that nobody uses any more known only, until the mount ends.
     pub(crate) async fn settle_files(self: Arc<Self>) {
-        while !self.ended.load(Ordering::Relaxed) {
+        let mount = Arc::downgrade(&self);
+        drop(self);
+        loop {
             tokio::time::sleep(SETTLE).await;
-            let mut used = self.tree.lock().take_used();
+            let Some(core) = mount.upgrade().filter(|core| !core.ended.load(Ordering::Relaxed)) else {
+                return;
+            };
+            let mut used = core.tree.lock().take_used();
             while !used.is_empty() {
                 let some = used.split_off(used.len().saturating_sub(AT_ONCE));
-                self.tree.lock().settle_files(some);
+                core.tree.lock().settle_files(some);
                 tokio::task::yield_now().await;
             }
         }

@@ -288,6 +288,21 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_has_asked_for_is_in_memory_only_where_the_disk_does_not_keep_it() {
+        for (mode, in_memory) in [(CacheMode::Full, false), (CacheMode::Writes, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let contents = Contents::open(dir.path(), mode, 64 << 20).unwrap();
+            let (ahead, read) = (base("ahead", 5), base("read", 5));
+            contents.put(&ahead, 0, "hello".into(), Origin::Ahead);
+            contents.put(&read, 0, "hello".into(), Origin::Read);
+            settle(&contents);
+            let holds = |base: &Base| contents.memory.lock().holds(&Id::of(base, 0).unwrap());
+            assert_eq!((holds(&ahead), holds(&read)), (in_memory, true), "{mode:?}");
+            assert_eq!(contents.at_hand(&ahead, 0).unwrap(), "hello");
+        }
+    }
+
+    #[test]
     fn a_restart_keeps_the_disks_part_and_a_mode_without_one_clears_it() {
         let dir = tempfile::tempdir().unwrap();
         let small = base("small", 5);
