@@ -136,7 +136,8 @@ mod tests {
             prop_assert_eq!(tag.to_string(), a.clone());
             prop_assert_eq!(tag == *a, true);
             prop_assert_eq!(tag == *b, a == b);
-            prop_assert_eq!(tag == ETag::from(&*b), a == b);
+            let other = ETag::from(&*b);
+            prop_assert_eq!(tag == other, a == b);
             prop_assert_eq!(tag.is_empty(), a.is_empty());
         }
     }
