@@ -537,20 +537,21 @@ mod tests {
     #[test]
     fn a_part_is_due_when_the_writer_has_passed_it_and_again_when_it_was_changed() {
         let mut sheet = Sheet::default();
-        for at in 0..20 {
+        for at in 0..23 {
             sheet.wrote(at * M, M);
         }
-        assert_eq!(sheet.next, 20 * M);
+        assert_eq!((sheet.next, sheet.news), (23 * M, false), "it may still go as a whole");
+        sheet.wrote(23 * M, 4 * M);
         assert!(sheet.news);
-        assert_eq!(numbers(&sheet.due(sheet.next, false)), [0, 1]);
-        send(&mut sheet, 20 * M, false);
+        assert_eq!(numbers(&sheet.due(sheet.next, false)), [0, 1, 2]);
+        send(&mut sheet, 27 * M, false);
         assert!(sheet.due(sheet.next, false).is_empty());
         sheet.wrote(7 * M, 2 * M);
         assert_eq!(numbers(&sheet.due(sheet.next, false)), [0, 1], "both were changed");
         sheet.sent.insert(1, sheet.clock);
-        assert_eq!((numbers(&sheet.due(20 * M, true)), sheet.sent_to()), (vec![0, 2], 0));
-        let last = sheet.due(20 * M, true)[1];
-        assert_eq!((last.at, last.len), (16 * M, 4 * M));
+        assert_eq!((numbers(&sheet.due(27 * M, true)), sheet.sent_to()), (vec![0, 3], 0));
+        let last = sheet.due(27 * M, true)[1];
+        assert_eq!((last.at, last.len), (24 * M, 3 * M));
     }
 
     #[test]
