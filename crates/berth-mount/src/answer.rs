@@ -92,6 +92,11 @@ impl BerthFs {
         self.core.tree.lock()
     }
 
+    /// The file with number `ino`; the tree is free again.
+    pub(crate) fn file(&self, ino: Ino) -> Result<Arc<File>, Errno> {
+        self.tree().file(ino)
+    }
+
     fn listing(&self, ino: Ino) -> Result<Listing, Errno> {
         let tree = self.tree();
         let inode = tree.get(ino)?;
@@ -118,7 +123,7 @@ impl BerthFs {
 
     /// Opens for reading or writing; `Some`: fetch the content first.
     pub(crate) fn open_file(&self, ino: Ino, flags: OpenFlags, by: u32) -> Result<(Arc<File>, bool), Errno> {
-        let file = self.tree().file(ino)?;
+        let file = self.file(ino)?;
         let truncates = flags.0 & libc::O_TRUNC != 0 && flags.acc_mode() != OpenAccMode::O_RDONLY;
         {
             let mut state = file.state();

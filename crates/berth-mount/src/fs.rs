@@ -139,7 +139,6 @@ impl Filesystem for BerthFs {
             None => Ok(Some(())),
             Some(_) if fh.is_none() => Ok(None),
             Some(size) => self
-                .tree()
                 .file(ino.0)
                 .and_then(|file| core.truncate_here(&file, size, req.pid())),
         };

@@ -111,6 +111,16 @@ fn truncate_cuts_and_lengthens() {
 }
 
 #[test]
+fn a_file_with_a_time_that_somebody_set_is_cut_through_its_descriptor() {
+    let f = Fixture::with(|_| {}, |put| put("app/a", b"0123456789"));
+    f.sh("touch -d 2001-02-03 app/a");
+    let file = OpenOptions::new().read(true).write(true).open(f.path("app/a")).unwrap();
+    file.set_len(4).unwrap();
+    drop(file);
+    assert_eq!(f.object("app/a").unwrap(), b"0123");
+}
+
+#[test]
 fn a_large_file_goes_and_comes_by_parts() {
     let mut f = Fixture::new();
     fs::create_dir(f.path("app")).unwrap();
