@@ -27,6 +27,7 @@ use crate::life::{Life, Turns};
 use crate::machine::{self, Action, Event, Front, Moment, Refusal, RunId, State, WaiterId, Wanted};
 use crate::sandboxes::{Order, Sandboxes};
 use crate::snapshot::{AppState, ColdStart, EventKind, HostEvent};
+use crate::source::Source;
 
 /// Making a sandbox takes milliseconds; a host that needs this long for it is in trouble.
 const CREATE_LIMIT: Duration = Duration::from_secs(60);
@@ -60,7 +61,7 @@ pub(crate) enum Message {
 /// What all drivers of a host share.
 pub(crate) struct Ground {
     pub(crate) config: HostConfig,
-    pub(crate) mountpoint: PathBuf,
+    pub(crate) source: Source,
     pub(crate) sandboxes: Arc<dyn Sandboxes>,
     pub(crate) turns: Turns,
     pub(crate) history: History,
@@ -99,7 +100,7 @@ impl Ground {
             revision: revision.clone(),
             instance: self.config.instance.clone(),
             image_root: PathBuf::new(),
-            source: self.mountpoint.join(app.as_str()),
+            source: self.source.of(app),
             run_dir: self.config.run_dir.clone(),
             log_dir: self.log_dir(app),
             limits: limits(self.config.limits, &plan.limits),
@@ -336,6 +337,7 @@ impl Driver {
             },
             plan,
             sandboxes: Arc::clone(&self.ground.sandboxes),
+            source: self.ground.source.clone(),
             turns: self.ground.turns.clone(),
             driver: self.app.mailbox.clone(),
             grace: self.ground.config.stop_grace,

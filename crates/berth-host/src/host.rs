@@ -29,6 +29,7 @@ use crate::routes::{Claims, RouteTable};
 use crate::run::{self, RunRequest, RunSession};
 use crate::sandboxes::{RealSandboxes, Sandboxes};
 use crate::snapshot::{AppSnapshot, AppState, EventKind, HostEvent, InvalidWorkspace};
+use crate::source::Source;
 
 /// How long the start waits for the first listing: with it the first request after a restart finds its route. Without it
 /// (an S3 server that is down) the host starts all the same.
@@ -44,8 +45,8 @@ pub struct HostParts {
     pub spawner: Arc<Spawner>,
     /// The sandboxes' network.
     pub network: Arc<Network>,
-    /// Where the bucket is mounted (`/workspaces`).
-    pub mountpoint: PathBuf,
+    /// Where sandboxes find the workspaces.
+    pub source: Source,
     /// Makes sockets inside sandboxes.
     pub sockets: SocketFactory,
 }
@@ -95,20 +96,20 @@ impl Host {
             run_dir: config.run_dir.clone(),
             instance: config.instance.clone(),
         };
-        Ok(Self::begin(config, Arc::new(sandboxes), Arc::new(parts.store), parts.mountpoint).await)
+        Ok(Self::begin(config, Arc::new(sandboxes), Arc::new(parts.store), parts.source).await)
     }
 
     pub(crate) async fn begin(
         config: HostConfig,
         sandboxes: Arc<dyn Sandboxes>,
         bucket: Arc<dyn Bucket>,
-        mountpoint: PathBuf,
+        source: Source,
     ) -> Self {
         let monitor = Monitor::watch(bucket, config.excludes.clone());
         let ground = Ground {
             turns: Turns::new(config.max_installs, config.max_starts),
             config,
-            mountpoint,
+            source,
             sandboxes,
             history: History::new(),
             tasks: TaskTracker::new(),

@@ -33,6 +33,7 @@ mod routes;
 mod run;
 mod sandboxes;
 mod snapshot;
+mod source;
 
 pub use config::{HostConfig, InstallEnv};
 pub use failure::{AcquireError, ControlError, FailKind, FailReason, HostError, RunError};
@@ -41,3 +42,4 @@ pub use host::{Host, HostParts};
 pub use routes::{Conflict, RouteTable};
 pub use run::{RunRequest, RunSession};
 pub use snapshot::{AppSnapshot, AppState, ColdStart, EventKind, HostEvent, InvalidWorkspace};
+pub use source::Source;

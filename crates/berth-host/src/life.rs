@@ -20,6 +20,7 @@ use crate::machine::{Climb, Event, RunId};
 use crate::probe::{self, Question};
 use crate::sandboxes::{Made, Order, Running, Sandboxes};
 use crate::snapshot::ColdStart;
+use crate::source::Source;
 
 /// A start that takes longer than this gives its turn to others: it is waiting for something, not computing.
 const TURN: Duration = Duration::from_secs(5);
@@ -62,6 +63,7 @@ pub(crate) struct Life {
     pub(crate) plan: Arc<Plan>,
     pub(crate) order: Order,
     pub(crate) sandboxes: Arc<dyn Sandboxes>,
+    pub(crate) source: Source,
     pub(crate) turns: Turns,
     pub(crate) driver: mpsc::UnboundedSender<Message>,
     pub(crate) grace: Duration,
@@ -82,6 +84,7 @@ impl Life {
         };
         self.climbed(Climb::Creating);
         let asked = Instant::now();
+        self.source.ready().await;
         let made = match self.sandboxes.create(self.order.clone()).await {
             Ok(made) => made,
             Err(reason) => {

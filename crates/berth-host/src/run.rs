@@ -105,6 +105,7 @@ pub(crate) async fn start(
         spec,
         image: plan.image.clone(),
     };
+    ground.source.ready().await;
     let Made {
         running, mut events, ..
     } = ground.sandboxes.create(order).await.map_err(failed)?;

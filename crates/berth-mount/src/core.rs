@@ -9,7 +9,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 use berth_store::{Store, StoreError};
 use bytes::{Bytes, BytesMut};
 use fuser::{Errno, FileAttr};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     MountConfig,
@@ -17,7 +17,7 @@ use crate::{
     cache::{CHUNK, Contents, FetchError},
     doubts::Doubts,
     draft::{Draft, SPILL},
-    file::{Base, Body, File},
+    file::{Base, Body, File, FileState},
     handles::{Handles, OpenDir},
     index::IndexWriter,
     journal::{BodyFile, Held, Journal},
@@ -130,22 +130,40 @@ impl Core {
 
     /// Reads without asking S3; `None` if S3 must be asked.
     pub(crate) fn read_here(&self, file: &File, offset: u64, size: usize) -> Option<Result<Bytes, Errno>> {
-        let state = file.state();
+        self.read_state(file.state(), offset, size)
+    }
+
+    /// The same, of a file whose state is locked already.
+    pub(crate) fn read_state(
+        &self,
+        state: MutexGuard<'_, FileState>,
+        offset: u64,
+        size: usize,
+    ) -> Option<Result<Bytes, Errno>> {
         match &state.body {
-            Body::Draft(draft) => return Some(draft.read(offset, size).map_err(Errno::from)),
+            Body::Draft(draft) => Some(draft.read(offset, size).map_err(Errno::from)),
             Body::Held(held) => {
                 let held = held.clone();
                 drop(state);
-                return Some(held.read(offset, size).map_err(Errno::from));
+                Some(held.read(offset, size).map_err(Errno::from))
             }
-            Body::Stored => {}
+            Body::Stored => self.stored_here(state.base.as_ref()?, state.pinned.as_ref(), offset, size),
         }
-        let base = state.base.as_ref()?;
+    }
+
+    /// Reads an object of which `pinned`, or the cache, has what is asked for.
+    pub(crate) fn stored_here(
+        &self,
+        base: &Base,
+        pinned: Option<&Bytes>,
+        offset: u64,
+        size: usize,
+    ) -> Option<Result<Bytes, Errno>> {
         let end = base.size.min(offset.saturating_add(size as u64));
         if offset >= end {
             return Some(Ok(Bytes::new()));
         }
-        if let Some(bytes) = state.pinned.as_ref().filter(|bytes| bytes.len() as u64 >= end) {
+        if let Some(bytes) = pinned.filter(|bytes| bytes.len() as u64 >= end) {
             return Some(Ok(bytes.slice(offset as usize..end as usize)));
         }
         let chunk = offset / CHUNK;
@@ -169,12 +187,17 @@ impl Core {
                 }
             }
         };
+        self.read_stored(&base, offset, size).await
+    }
+
+    /// Reads an object, from S3 where needed.
+    pub(crate) async fn read_stored(self: &Arc<Self>, base: &Base, offset: u64, size: usize) -> Result<Bytes, Errno> {
         let end = base.size.min(offset.saturating_add(size as u64));
         let mut out = BytesMut::with_capacity((end - offset.min(end)) as usize);
         let mut at = offset;
         while at < end {
             let (chunk, start) = (at / CHUNK, at / CHUNK * CHUNK);
-            let bytes = self.chunk(&base, chunk).await?;
+            let bytes = self.chunk(base, chunk).await?;
             let until = end.min(start + bytes.len() as u64);
             if until <= at {
                 return Err(Errno::EIO);
@@ -182,7 +205,7 @@ impl Core {
             out.extend_from_slice(&bytes[(at - start) as usize..(until - start) as usize]);
             at = until;
         }
-        self.read_ahead(&base, end);
+        self.read_ahead(base, end);
         Ok(out.freeze())
     }
 

@@ -101,6 +101,8 @@ pub(crate) struct Used {
     /// The last write.
     pub(crate) touched: Option<Instant>,
     pub(crate) writer: Writer,
+    /// The modification time that it had when it became unsaved.
+    pub(crate) saved_mtime: SystemTime,
 }
 
 /// Who has written what is not saved.
@@ -157,6 +159,7 @@ impl Used {
         unsaved_since: None,
         touched: None,
         writer: Writer::Nobody,
+        saved_mtime: SystemTime::UNIX_EPOCH,
     };
 }
 
@@ -276,8 +279,11 @@ impl FileState {
         self.backup_of = Some(key.into());
     }
 
-    /// The content is another now.
+    /// The content is another now. Comes before its time is set.
     pub(crate) fn changed(&mut self) {
+        if self.version == self.kept {
+            self.saved_mtime = self.times.mtime;
+        }
         self.version += 1;
         self.touched = Some(Instant::now());
         if self.unsaved_since.is_none() {
@@ -393,8 +399,8 @@ impl FileState {
         }
         let journal = self.charge.is_none().then_some(journal);
         draft.write(offset, data, journal).map_err(Errno::from)?;
-        self.times.changed_now();
         self.changed();
+        self.times.changed_now();
         Ok(())
     }
 
@@ -415,8 +421,8 @@ impl FileState {
         }
         let journal = self.charge.is_none().then_some(journal);
         draft.resize(size, journal).map_err(Errno::from)?;
-        self.times.changed_now();
         self.changed();
+        self.times.changed_now();
         Ok(())
     }
 

@@ -148,7 +148,11 @@ impl KernelNotices {
     }
 
     /// What the tree says changed. Never waits. The lock of the tree is held since the change: no request comes between.
-    pub(crate) fn send(&self, _tree: &Tree, notice: Notice) {
+    pub(crate) fn send(&self, tree: &Tree, notice: Notice) {
+        // Of names the tree tells the read-only session itself.
+        if let Notice::Attributes(ino) = &notice {
+            tree.attributes_changed(*ino);
+        }
         let number = self.stale.mark(&notice);
         // Fails only after the thread has ended, and then there is no kernel to tell.
         let _ = self.sender.send((number, notice));

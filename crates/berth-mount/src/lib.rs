@@ -18,6 +18,7 @@
 //! - Objects are files, 1:1, so that every S3 tool can use the bucket; the few things an object cannot say are in one index
 //!   object per workspace.
 //! - Paths that are excluded, and editors' temporary files, live in memory only, within a bound.
+//! - Sandboxes read from a mount of their own, read-only, where a warm file is opened and read without a request (source/).
 //!
 //! Not here: hard links and extended attributes (a bucket has none), and locks (the kernel keeps them on this host).
 
@@ -48,6 +49,8 @@ mod rename;
 mod replay;
 mod rules;
 mod save;
+mod session;
+mod source;
 mod sync;
 mod through;
 mod times;
@@ -67,8 +70,9 @@ use berth_workspace::Excludes;
 
 pub use announce::runner::announcer_asked_for;
 pub use cache::CacheMode;
-pub use mount::{Mount, clear_stale};
+pub use mount::Mount;
 pub use rules::{LocalPath, LocalPaths, LocalShare, Rule};
+pub use session::clear_stale;
 pub use unshown::{Unshown, UnshownObject, Why};
 
 /// Where and how the bucket is mounted.
@@ -76,6 +80,8 @@ pub use unshown::{Unshown, UnshownObject, Why};
 pub struct MountConfig {
     /// The folder where the bucket appears; made if missing.
     pub mountpoint: PathBuf,
+    /// The folder where it appears read-only and as it was last saved, for sandboxes; made if missing. `None`: nowhere.
+    pub source: Option<PathBuf>,
     /// The paths that never go to S3.
     pub excludes: Excludes,
     /// The most bytes that local-only files may hold in memory, in total.
@@ -216,8 +222,10 @@ pub enum MountError {
         source: io::Error,
     },
     /// The kernel and the FUSE session did not get together.
-    #[error("cannot serve the mount")]
+    #[error("cannot serve the mount at {path}", path = path.display())]
     Session {
+        /// The mountpoint.
+        path: PathBuf,
         /// The system's error.
         #[source]
         source: io::Error,

@@ -1,26 +1,17 @@
-//! Putting the file system in its place and taking it away.
+//! The mounted bucket: all its parts started in their order, and ended.
 //!
-//! The device is opened and mounted here rather than by the FUSE library, so that this process alone decides when to
-//! unmount (the library would unmount twice, and the second time perhaps somebody else's), and so that the descriptor can
-//! later be handed to a new process.
+//! It has two places: the mountpoint, for everybody, and read-only [`MountConfig::source`], for sandboxes
+//! ([`crate::source`]). Each is a session of its own with the kernel (`session.rs`) over the same [`Core`].
 
 use std::{
-    fs::OpenOptions,
     io,
-    os::fd::{AsRawFd, OwnedFd},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use berth_store::Store;
-use fuser::{BackgroundSession, Config, Session, SessionACL};
-use nix::{
-    errno::Errno,
-    mount::{MntFlags, MsFlags, umount2},
-};
+use nix::mount::MsFlags;
 
 use crate::{
     JournalUsage, LocalPaths, LocalUsage, MountConfig, MountError, Pending, Unshown, announce,
@@ -30,15 +21,16 @@ use crate::{
     index::IndexWriter,
     journal::Journal,
     kernel::{self, KernelNotices},
+    session::{Attached, Place, unmount},
+    source::{self, SourceFs},
 };
 
-const DEVICE: &str = "/dev/fuse";
 /// Threads that take the kernel's requests. None waits for S3, so a few are plenty.
 const THREADS: usize = 4;
-/// How long a busy mount is asked politely.
-const BUSY: Duration = Duration::from_millis(500);
-/// How long the threads may take to see that the mount is gone, before the connection is cut.
-const LINGER: Duration = Duration::from_secs(3);
+/// The same of the read-only session, which is asked little.
+const SOURCE_THREADS: usize = 2;
+/// How long [`Mount::told`] waits for the kernel, which waits in turn for reads of what changed.
+const TOLD: Duration = Duration::from_secs(5);
 
 /// The mounted bucket. Dropping it without [`Mount::shutdown`] unmounts too, but does not wait for uploads.
 #[derive(Debug)]
@@ -49,10 +41,10 @@ pub struct Mount {
 
 #[derive(Debug)]
 struct Live {
-    mountpoint: PathBuf,
-    connection: Option<PathBuf>,
-    session: BackgroundSession,
-    notices: JoinHandle<()>,
+    main: Attached,
+    source: Option<Attached>,
+    /// They tell the kernel what it must forget.
+    notices: Vec<JoinHandle<()>>,
     announcer: Option<JoinHandle<()>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -64,8 +56,8 @@ impl Mount {
     /// # Errors
     /// One variant for each step; nothing stays mounted after an error.
     pub async fn start(cfg: MountConfig, store: Store) -> Result<Mount, MountError> {
-        let mountpoint = prepare(&cfg.mountpoint)?;
-        let device = open_device()?;
+        let main = Place::prepare(&cfg.mountpoint)?;
+        let source = cfg.source.as_deref().map(Place::prepare).transpose()?;
         let folder = |source| MountError::CacheDir {
             path: cfg.cache_dir.clone(),
             source,
@@ -91,9 +83,10 @@ impl Mount {
         core.load_rules().await;
 
         let served = core.clone();
-        let started = tokio::task::spawn_blocking(move || serve(served, &mountpoint, device, receiver));
+        let started = tokio::task::spawn_blocking(move || serve(&served, (main, source), receiver));
         let mut live = started.await.unwrap_or_else(|panic| {
             Err(MountError::Session {
+                path: core.cfg.mountpoint.clone(),
                 source: io::Error::other(panic.to_string()),
             })
         })?;
@@ -107,7 +100,7 @@ impl Mount {
             tokio::spawn(core.clone().follow(feed)),
         ];
         core.prefetch.all(&core);
-        tracing::info!(mountpoint = %live.mountpoint.display(), bucket = core.store.bucket(), "mounted");
+        tracing::info!(mountpoint = %live.main.mountpoint.display(), bucket = core.store.bucket(), "mounted");
         Ok(Mount { live: Some(live), core })
     }
 
@@ -125,18 +118,24 @@ impl Mount {
             return Ok(Pending::default());
         };
         self.core.announcer.stop();
-        let mountpoint = live.mountpoint.clone();
-        let blocking = tokio::task::spawn_blocking(move || unmount(&mountpoint));
-        let unmounted = blocking
-            .await
-            .unwrap_or_else(|panic| Err(io::Error::other(panic.to_string())));
+        let places: Vec<_> = live.attached().map(|attached| attached.mountpoint.clone()).collect();
+        // Each of them, whatever becomes of the other.
+        let all = move || {
+            let done: Vec<_> = places.iter().map(|place| unmount(place)).collect();
+            done.into_iter().collect::<Result<(), _>>()
+        };
+        let unmounted = tokio::task::spawn_blocking(all).await.unwrap_or_else(|panic| {
+            Err(MountError::Unmount {
+                path: self.core.cfg.mountpoint.clone(),
+                source: io::Error::other(panic.to_string()),
+            })
+        });
         let rest = limit.saturating_sub(since.elapsed()).max(Duration::from_millis(500));
         let unsent = self.core.drain(rest).await;
         let pending = self.pending();
         self.core.ended.store(true, Ordering::Relaxed);
-        self.core.kernel.stop();
+        self.core.stop_notices();
         self.core.prefetch.end().await;
-        let mountpoint = live.mountpoint.clone();
         let contents = self.core.contents.clone();
         let ended = tokio::task::spawn_blocking(move || {
             live.end();
@@ -146,10 +145,7 @@ impl Mount {
             tracing::warn!(%panic, "a thread of the mount did not end well");
         }
         self.core.intents.journal.close();
-        unmounted.map_err(|source| MountError::Unmount {
-            path: mountpoint,
-            source,
-        })?;
+        unmounted?;
         if unsent.in_journal > 0 {
             tracing::warn!(
                 changes = pending.count,
@@ -180,6 +176,20 @@ impl Mount {
     /// Returns when S3 has all that was acknowledged before the call. Dropped half-way, nothing is lost.
     pub async fn settled(&self) {
         self.core.intents.wait_settled().await;
+    }
+
+    /// Returns when who reads at [`MountConfig::source`] sees everything that was saved, or heard of, before the call.
+    pub async fn told(&self) {
+        let Some(heard) = self.core.tree.lock().known.ask() else {
+            return;
+        };
+        // It fails when the mount ends: then there is no kernel that could remember anything.
+        if tokio::time::timeout(TOLD, heard).await.is_err() {
+            tracing::warn!(
+                after = ?TOLD,
+                "the kernel is still busy with reads of files that changed; sandboxes may see some of them as they were"
+            );
+        }
     }
 
     /// What local-only files hold.
@@ -219,11 +229,9 @@ impl Drop for Mount {
     fn drop(&mut self) {
         self.core.ended.store(true, Ordering::Relaxed);
         self.core.announcer.stop();
-        self.core.kernel.stop();
+        self.core.stop_notices();
         if let Some(live) = self.live.take() {
-            // Not a plain unmount: that could wait for requests whose tasks will never run again.
-            let _ = umount2(&live.mountpoint, MntFlags::MNT_DETACH);
-            live.cut();
+            live.attached().for_each(Attached::drop_now);
             for task in &live.tasks {
                 task.abort();
             }
@@ -231,206 +239,93 @@ impl Drop for Mount {
     }
 }
 
+impl Core {
+    /// Ends the threads that tell the kernel.
+    fn stop_notices(&self) {
+        self.kernel.stop();
+        self.tree.lock().known.stop();
+    }
+}
+
 impl Live {
-    /// Waits for the threads; whoever still has files open loses them after [`LINGER`].
+    /// What is mounted: first what nobody can write to.
+    fn attached(&self) -> impl Iterator<Item = &Attached> {
+        self.source.iter().chain([&self.main])
+    }
+
+    /// Waits for the threads.
     fn end(self) {
         for task in &self.tasks {
             task.abort();
         }
-        let since = Instant::now();
-        while !self.session.guard.is_finished() && since.elapsed() < LINGER {
-            std::thread::sleep(Duration::from_millis(5));
+        for attached in self.source.into_iter().chain([self.main]) {
+            attached.end();
         }
-        if !self.session.guard.is_finished() {
-            tracing::warn!(mountpoint = %self.mountpoint.display(), "programs still have files of the mount open; cutting them off");
-            self.cut();
-        }
-        if let Err(error) = self.session.join() {
-            tracing::warn!(%error, "the FUSE session ended with an error");
-        }
-        // The notices' thread was told to stop; it may be inside a notice that the end of the connection has released.
-        if self.notices.join().is_err() {
-            tracing::warn!("the thread for notices panicked");
+        // They were told to stop; one may be inside a notice that the end of the connection has released.
+        for thread in self.notices {
+            if thread.join().is_err() {
+                tracing::warn!("a thread for notices panicked");
+            }
         }
         if self.announcer.is_some_and(|thread| thread.join().is_err()) {
             tracing::warn!("the thread for announcements panicked");
         }
     }
-
-    /// Ends the kernel's connection: every request is answered with an error.
-    fn cut(&self) {
-        if let Some(connection) = &self.connection {
-            let _ = std::fs::write(connection.join("abort"), "1");
-        }
-    }
 }
 
 /// The part that blocks: mount, shake hands with the kernel, start the threads.
-fn serve(core: Arc<Core>, mountpoint: &Path, device: OwnedFd, notices: kernel::Receiver) -> Result<Live, MountError> {
-    let options = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},allow_other,default_permissions",
-        device.as_raw_fd(),
-        nix::unistd::getuid(),
-        nix::unistd::getgid()
-    );
-    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
-    nix::mount::mount(
-        Some("berth"),
-        mountpoint,
-        Some("fuse.berth"),
-        flags,
-        Some(options.as_str()),
-    )
-    .map_err(|errno| MountError::Mount {
-        path: mountpoint.to_owned(),
-        source: errno.into(),
-    })?;
-    let started = || {
-        let mut config = Config::default();
-        config.acl = SessionACL::All;
-        config.n_threads = Some(THREADS);
-        let session = Session::from_fd(BerthFs::new(core.clone()), device, SessionACL::All, config)?;
-        let notifier = session.notifier();
-        let session = session.spawn()?;
-        let notices = kernel::spawn(notices, notifier, core.announcer.clone())?;
-        let minor = mounted_at(mountpoint).map(|mounted| mounted.minor);
-        let device = minor.as_ref().and_then(|minor| minor.parse().ok());
-        let announcer = match device {
-            Some(minor) => announce::runner::spawn(&core, nix::sys::stat::makedev(0, minor))?,
+fn serve(
+    core: &Arc<Core>,
+    (main, source): (Place, Option<Place>),
+    notices: kernel::Receiver,
+) -> Result<Live, MountError> {
+    let (main, notifier) = main.attach(BerthFs::new(core.clone()), (MsFlags::empty(), THREADS))?;
+    let started = || -> Result<_, MountError> {
+        let failed = |source| MountError::Session {
+            path: core.cfg.mountpoint.clone(),
+            source,
+        };
+        let mut threads = vec![kernel::spawn(notices, notifier, core.announcer.clone()).map_err(failed)?];
+        let announcer = match main.minor() {
+            Some(minor) => announce::runner::spawn(core, nix::sys::stat::makedev(0, minor)).map_err(failed)?,
             None => None,
         };
-        Ok(Live {
-            mountpoint: mountpoint.to_owned(),
-            connection: minor.map(|minor| Path::new("/sys/fs/fuse/connections").join(minor)),
-            session,
+        let source = match source {
+            Some(place) => Some(serve_source(core, place, &mut threads)?),
+            None => None,
+        };
+        Ok((threads, source, announcer))
+    };
+    match started() {
+        Ok((notices, source, announcer)) => Ok(Live {
+            main,
+            source,
             notices,
             announcer,
             tasks: Vec::new(),
-        })
-    };
-    started().map_err(|source: io::Error| {
-        let _ = umount2(mountpoint, MntFlags::MNT_DETACH);
-        MountError::Session { source }
-    })
-}
-
-fn open_device() -> Result<OwnedFd, MountError> {
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_CLOEXEC)
-        .open(DEVICE);
-    opened
-        .map(OwnedFd::from)
-        .map_err(|source| MountError::NoFuse { source })
-}
-
-/// Makes the mountpoint ready; its absolute path.
-fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
-    clear_stale(mountpoint)?;
-    let failed = |source| MountError::Mountpoint {
-        path: mountpoint.to_owned(),
-        source,
-    };
-    std::fs::create_dir_all(mountpoint).map_err(failed)?;
-    let path = mountpoint.canonicalize().map_err(failed)?;
-    match mounted_at(&path) {
-        Some(mounted) => Err(MountError::AlreadyMounted {
-            path,
-            what: mounted.source,
         }),
-        None => Ok(path),
-    }
-}
-
-fn unmount(mountpoint: &Path) -> io::Result<()> {
-    let since = Instant::now();
-    loop {
-        match umount2(mountpoint, MntFlags::empty()) {
-            // EINVAL: somebody else has unmounted it already.
-            Ok(()) | Err(Errno::EINVAL) => return Ok(()),
-            Err(Errno::EBUSY) if since.elapsed() < BUSY => std::thread::sleep(Duration::from_millis(20)),
-            Err(_) => return umount2(mountpoint, MntFlags::MNT_DETACH).map_err(io::Error::from),
+        Err(error) => {
+            core.announcer.stop();
+            core.stop_notices();
+            main.drop_now();
+            Err(error)
         }
     }
 }
 
-/// Lazily unmounts a dead mount (`ENOTCONN`) that a killed daemon left behind; `true` if there was one.
-///
-/// # Errors
-/// When the dead mount cannot be unmounted.
-pub fn clear_stale(mountpoint: &Path) -> Result<bool, MountError> {
-    let mut cleared = false;
-    // Several daemons may have died one after the other.
-    // statfs always asks the daemon; a stat is answered from what the kernel remembers of it.
-    while let Err(errno) = nix::sys::statfs::statfs(mountpoint) {
-        match errno {
-            Errno::ENOTCONN | Errno::ECONNABORTED => {
-                umount2(mountpoint, MntFlags::MNT_DETACH).map_err(|errno| MountError::Unmount {
-                    path: mountpoint.to_owned(),
-                    source: errno.into(),
-                })?;
-                tracing::info!(mountpoint = %mountpoint.display(), "removed a dead mount");
-                cleared = true;
-            }
-            _ => break,
+fn serve_source(core: &Arc<Core>, place: Place, threads: &mut Vec<JoinHandle<()>>) -> Result<Attached, MountError> {
+    // Before the first request: from then on every change is told.
+    let receiver = core.tree.lock().known.begin();
+    let (attached, notifier) = place.attach(SourceFs::new(core.clone()), (MsFlags::MS_RDONLY, SOURCE_THREADS))?;
+    match source::notices::spawn(receiver, notifier) {
+        Ok(thread) => threads.push(thread),
+        Err(source) => {
+            attached.drop_now();
+            return Err(MountError::Session {
+                path: attached.mountpoint.clone(),
+                source,
+            });
         }
     }
-    Ok(cleared)
-}
-
-struct Mounted {
-    source: String,
-    /// The minor number of its device; by it the kernel names the connection of a FUSE mount too.
-    minor: String,
-}
-
-/// What is mounted exactly at `path`, the topmost.
-fn mounted_at(path: &Path) -> Option<Mounted> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let wanted = path.to_str()?;
-    table.lines().rev().find_map(|line| {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let (device, target) = (fields.get(2)?, fields.get(4)?);
-        let source = fields.iter().skip_while(|field| **field != "-").nth(1)?;
-        let minor = device.split_once(':')?.1.to_owned();
-        (unescape(target) == wanted).then(|| Mounted {
-            source: (*source).to_owned(),
-            minor,
-        })
-    })
-}
-
-/// Mount tables write blanks and the like as `\040`.
-fn unescape(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let octal = (first == b'\\')
-            .then(|| after.get(..3))
-            .flatten()
-            .and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                out.push(first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_table_names_are_read_as_they_are() {
-        assert_eq!(unescape(r"/a\040b/\134c"), r"/a b/\c");
-        assert_eq!(unescape(r"/plain\04"), r"/plain\04");
-    }
+    Ok(attached)
 }

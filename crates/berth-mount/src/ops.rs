@@ -359,6 +359,7 @@ impl Core {
         let file = tree.used(ino);
         let unsaved = file.as_ref().is_some_and(|file| file.state().is_unsaved());
         tree.change_times(ino, |times| set_times(times, changes, unsaved));
+        tree.attributes_changed(ino);
         let after = entry_of(&tree, ino);
         if !stored || before == after {
             return Ok(());
@@ -453,8 +454,16 @@ impl Core {
     }
 
     fn written(&self, file: &Arc<File>, had_explicit_time: bool) {
-        if file.state().is_unsaved() {
+        let (unsaved, local) = {
+            let state = file.state();
+            (state.is_unsaved(), state.is_local())
+        };
+        if unsaved {
             self.unsaved.add(file);
+        }
+        if local {
+            // It is never saved: what is written is seen.
+            self.tree.lock().content_changed(file.ino);
         }
         if had_explicit_time {
             self.touch_index(&self.tree.lock(), file.ino);

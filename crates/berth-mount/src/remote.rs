@@ -423,6 +423,8 @@ impl Core {
                     let mut state = file.state();
                     if state.is_unsaved() || state.held.is_some() {
                         state.base = None;
+                        drop(state);
+                        tree.content_changed(ino);
                         return;
                     }
                     if state.base.is_none() || state.is_local() {

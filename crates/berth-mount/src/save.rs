@@ -199,7 +199,7 @@ impl Core {
     }
 
     /// Enters steps; `files`: which file's content each put is, with its key and version.
-    pub(crate) fn enter(&self, _tree: &Tree, steps: Vec<Step>, files: &[(Arc<File>, String, u64)]) -> u64 {
+    pub(crate) fn enter(&self, tree: &Tree, steps: Vec<Step>, files: &[(Arc<File>, String, u64)]) -> u64 {
         for step in &steps {
             // Its index is written, and the journal's record of it cleared then.
             if let Step::Meta { key, .. } | Step::BackupGone { key } = step {
@@ -213,6 +213,7 @@ impl Core {
         for (file, key, version) in files {
             let held = held.iter().find(|(of, _)| of == key).map(|(_, held)| held.clone());
             file.state().journaled(*version, held, seq);
+            tree.content_changed(file.ino);
         }
         seq
     }

@@ -231,6 +231,7 @@ impl Core {
             }
             state.attachment
         };
+        tree.content_changed(file.ino);
         let mut steps = Vec::new();
         match attached {
             Attachment::Linked => self.meta_step(&tree, file.ino, key, &mut steps),

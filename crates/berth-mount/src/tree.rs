@@ -19,7 +19,9 @@ use std::{
 use berth_workspace::WorkspaceFile;
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
-use crate::{announce::lineage::Lineage, file::Attachment, leaf::Leaf, rules::Stale, times::Stamps};
+use crate::{
+    announce::lineage::Lineage, file::Attachment, leaf::Leaf, rules::Stale, source::known::Known, times::Stamps,
+};
 
 pub(crate) use crate::times::Times;
 
@@ -165,6 +167,8 @@ pub(crate) struct Tree {
     pub(crate) stale: Arc<Stale>,
     /// What files were before somebody else changed them.
     pub(crate) lineage: Lineage,
+    /// What the read-only session's kernel knows of it.
+    pub(crate) known: Known,
 }
 
 /// The first name of a key or path: its workspace.
@@ -193,6 +197,7 @@ impl Tree {
             gid,
             stale: Arc::default(),
             lineage: Lineage::default(),
+            known: Known::default(),
         }
     }
 
@@ -253,6 +258,7 @@ impl Tree {
             return Err(Errno::EEXIST);
         }
         dir.add(name.clone(), ino, (is_dir, local));
+        self.came(parent, &name, &node);
         let inode_name = name.clone();
         if matches!(&node, Node::File(leaf) if leaf.used().is_some()) {
             self.note_used(ino);
@@ -330,6 +336,8 @@ impl Tree {
             dir.remove(&name, ino, kind);
         }
         self.note_rules(parent, &name, kind.0);
+        self.name_changed(parent, &name, Some(ino).filter(|_| how == Attachment::Unlinked));
+        self.attributes_changed(ino);
         if !known {
             self.inodes.remove(&ino);
         }
@@ -354,6 +362,9 @@ impl Tree {
         self.change_times(ino, |times| times.ctime = SystemTime::now());
         self.note_rules(old_parent, &old_name, kind.0);
         self.note_rules(parent, &new_name, kind.0);
+        self.name_changed(old_parent, &old_name, None);
+        self.name_changed(parent, &new_name, None);
+        self.content_changed(ino);
         self.lineage.forgotten(ino);
         Ok(())
     }
@@ -375,6 +386,7 @@ impl Tree {
         if let Ok(inode) = self.get_mut(parent) {
             inode.times.change(Times::changed_now);
         }
+        self.attributes_changed(parent);
     }
 
     /// The key of an inode that is linked: its path without a leading slash; the root's is empty.

@@ -106,6 +106,10 @@ struct World {
 impl World {
     /// A host with one node app, `app`, that is cold.
     async fn new(adjust: impl FnOnce(&mut HostConfig)) -> Self {
+        Self::with(Source::at("/nowhere"), adjust).await
+    }
+
+    async fn with(source: Source, adjust: impl FnOnce(&mut HostConfig)) -> Self {
         let logs = tempfile::tempdir().unwrap();
         let mut config = HostConfig {
             log_dir: logs.path().to_owned(),
@@ -116,7 +120,7 @@ impl World {
         bucket.put("app/index.html", "1");
         let stage = Stage::default();
         let made = Arc::clone(&stage.made);
-        let host = Host::begin(config, Arc::new(stage), Arc::clone(&bucket) as _, "/nowhere".into()).await;
+        let host = Host::begin(config, Arc::new(stage), Arc::clone(&bucket) as _, source).await;
         Self {
             host,
             bucket,
@@ -178,6 +182,32 @@ async fn a_request_that_gave_up_leaves_no_place_and_no_lease_behind() {
     assert_eq!(world.host.app(&app()).unwrap().in_flight, 0);
     world.host.shutdown().await;
     assert!(puppet.is_stopped());
+}
+
+#[tokio::test]
+async fn no_sandbox_is_made_before_its_source_can_be_seen() {
+    let (asked, seen) = (Arc::new(AtomicU64::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
+    let source = Source::at("/nowhere").once({
+        let (asked, seen) = (Arc::clone(&asked), Arc::clone(&seen));
+        move || {
+            asked.fetch_add(1, Ordering::Relaxed);
+            let seen = Arc::clone(&seen);
+            Box::pin(async move { seen.acquire().await.unwrap().forget() })
+        }
+    });
+    let world = World::with(source, |_| {}).await;
+    let waits = world.ask(&app());
+    eventually("the source is asked for", || asked.load(Ordering::Relaxed) == 1).await;
+    assert!(world.made.lock().is_empty(), "made before the save could be seen");
+    seen.add_permits(1);
+    world.puppet(0).await.listen();
+    drop(waits.await.unwrap().unwrap());
+    // The next revision waits for its own.
+    world.bucket.put("app/workspace.json", r#"{"idle_stop": "5m"}"#);
+    eventually("the source is asked for again", || asked.load(Ordering::Relaxed) == 2).await;
+    assert_eq!(world.made.lock().len(), 1);
+    seen.add_permits(1);
+    world.puppet(1).await.listen();
 }
 
 #[tokio::test]

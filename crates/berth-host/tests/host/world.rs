@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use berth_host::{AcquireError, AppSnapshot, Host, HostConfig, HostParts, Lease};
+use berth_host::{AcquireError, AppSnapshot, Host, HostConfig, HostParts, Lease, Source};
 use berth_image::ImageStore;
 use berth_sandbox::{Limits, Network, NetworkConfig, Spawner};
 use berth_store::{EmbeddedConfig, EmbeddedServer, Precondition, Store, StoreConfig};
@@ -83,7 +83,7 @@ impl World {
             images: Arc::clone(&images),
             spawner: Arc::new(spawner),
             network: Arc::clone(&network),
-            mountpoint,
+            source: Source::at(mountpoint),
             sockets: SocketFactory::start().map_err(|e| e.to_string())?,
         };
         let host = Host::start(config, parts).await.map_err(|e| e.to_string())?;

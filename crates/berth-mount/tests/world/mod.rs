@@ -74,6 +74,7 @@ impl World {
         let of = |part: &str| self.dir.path().join(format!("{name}-{part}"));
         let mut config = MountConfig {
             mountpoint: of("mnt"),
+            source: None,
             excludes: Excludes::default(),
             local_max: 64 << 20,
             cache_max: 64 << 20,

@@ -9,7 +9,7 @@ use std::{
 
 use berth_console::{DaemonStatus, S3Status};
 use berth_edge::{Apps, Edge, EdgeConfig};
-use berth_host::{Host, HostConfig, HostParts, InstallEnv};
+use berth_host::{Host, HostConfig, HostParts, InstallEnv, Source};
 use berth_image::ImageStore;
 use berth_mount::{LocalPaths, Mount, MountConfig};
 use berth_sandbox::{Limits, Network, NetworkConfig, Spawner};
@@ -219,6 +219,7 @@ fn mount_config(config: &Config) -> Result<MountConfig, Failure> {
     let own = wanted.workspace.iter();
     Ok(MountConfig {
         mountpoint: wanted.path.clone(),
+        source: Some(source_dir(config)),
         excludes: excludes(config)?,
         local_max: wanted.local_max.0,
         cache_mode: wanted.cache_mode,
@@ -235,6 +236,11 @@ fn mount_config(config: &Config) -> Result<MountConfig, Failure> {
         // This very binary, even when another was installed since.
         announcer: Some("/proc/self/exe".into()),
     })
+}
+
+/// Where sandboxes read the bucket.
+fn source_dir(config: &Config) -> PathBuf {
+    config.paths.run.join("source")
 }
 
 /// One journal for each bucket: what was saved for one must never go to another.
@@ -320,7 +326,7 @@ pub async fn host(
         images: Arc::new(images),
         spawner,
         network,
-        mountpoint: config.mount.path.clone(),
+        source: source(config, parts),
         sockets,
     };
     let host = Host::start(host_config(config)?, parts_of_host)
@@ -328,6 +334,23 @@ pub async fn host(
         .map_err(|error| Failure::from_error(&error))?;
     parts.host = Some(host.clone());
     Ok(host)
+}
+
+/// The workspaces as sandboxes see them. A sandbox must not start before the kernel was told of the save that it starts for.
+fn source(config: &Config, parts: &Parts) -> Source {
+    let source = Source::at(source_dir(config));
+    // Not longer than the mount: its end waits for nobody who holds it.
+    let Some(mount) = parts.mount.as_ref().map(Arc::downgrade) else {
+        return source;
+    };
+    source.once(move || {
+        let mount = mount.upgrade();
+        Box::pin(async move {
+            if let Some(mount) = mount {
+                mount.told().await;
+            }
+        })
+    })
 }
 
 fn host_config(config: &Config) -> Result<HostConfig, Failure> {
