@@ -161,6 +161,10 @@ impl Subject for Ours {
         self.daemon.as_ref().map_or_else(PathBuf::new, Daemon::workspaces)
     }
 
+    fn session(&self) -> Option<PathBuf> {
+        self.daemon.as_ref().map(|daemon| daemon.run_dir().join("source"))
+    }
+
     fn pid(&self) -> Option<u32> {
         self.daemon.as_ref().filter(|_| self.running).map(Daemon::pid)
     }

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::Read,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -38,10 +39,23 @@ pub fn run(bench: &mut Bench, subject: &mut dyn Subject) -> Result<()> {
         bench.table.add("read.warm", name, cat(subject)?);
     }
     let _watch = subject.watch(LIMIT);
+    bench
+        .table
+        .add_quietly("read.one", name, one_by_one(&subject.folder(), files)?);
+    if let Some(session) = subject.session() {
+        bench
+            .table
+            .add_quietly("read.session", name, one_by_one(&session, files)?);
+    }
+    Ok(())
+}
+
+/// Microseconds of each open + read + close of twenty files, when each has been read once.
+fn one_by_one(folder: &Path, files: usize) -> Result<Vec<f64>> {
     let paths: Vec<_> = walk::tree(files)
         .into_iter()
         .take(20)
-        .map(|file| subject.folder().join(file))
+        .map(|file| folder.join(file))
         .collect();
     let mut block = [0; 8192];
     let mut taken = Vec::with_capacity(ONES);
@@ -51,6 +65,5 @@ pub fn run(bench: &mut Bench, subject: &mut dyn Subject) -> Result<()> {
         taken.push(begun.elapsed().as_secs_f64() * 1e6);
         anyhow::ensure!(read == 4096, "read {read} bytes of 4096");
     }
-    bench.table.add_quietly("read.one", name, taken.split_off(paths.len()));
-    Ok(())
+    Ok(taken.split_off(paths.len()))
 }

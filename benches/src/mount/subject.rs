@@ -34,6 +34,11 @@ pub trait Subject {
     /// The mounted folder: keys of the bucket are paths in it.
     fn folder(&self) -> PathBuf;
 
+    /// The same folder as sandboxes read it, where that is another mount.
+    fn session(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// The mount's process; a plain folder has none.
     fn pid(&self) -> Option<u32>;
 
