@@ -1,6 +1,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::expect_used, clippy::unwrap_used)]
-//! Benchmarks through the real binary: `cargo xtask bench NAME`, with NAME one of cold-start, proxy, memory and mount.
+//! Benchmarks through the real binary: `cargo xtask bench NAME`, with NAME one of cold-start, start, proxy, memory and
+//! mount.
 //!
 //! Each figure stands beside a peer measured in the same run, alternating with it where that is possible, because the
 //! machine is noisy: read the ratios. A bare `node` process (the one in the image) is the peer of a cold start, a
@@ -11,6 +12,7 @@ mod figures;
 mod memory;
 mod mount;
 mod proxy;
+mod start;
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -21,6 +23,8 @@ use clap::Parser;
 enum Bench {
     /// From a request for a sleeping app to its answer
     ColdStart,
+    /// From a request for a frozen app to its answer
+    Start,
     /// What the edge adds to a warm request
     Proxy,
     /// The daemon's and a keeper's memory
@@ -37,6 +41,7 @@ fn main() -> anyhow::Result<()> {
     }
     match bench {
         Bench::ColdStart => cold_start::run(&berth),
+        Bench::Start => start::run(&berth),
         Bench::Proxy => proxy::run(&berth),
         Bench::Memory => memory::run(&berth),
         Bench::Mount(options) => mount::run(&berth, &options),

@@ -44,13 +44,13 @@ pub fn run(berth: &str) -> anyhow::Result<()> {
 }
 
 /// One kept-alive connection.
-struct Connection {
+pub struct Connection {
     stream: TcpStream,
     request: Vec<u8>,
 }
 
 impl Connection {
-    fn open(port: u16, path: &str) -> anyhow::Result<Self> {
+    pub fn open(port: u16, path: &str) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
         Ok(Self {
@@ -60,7 +60,7 @@ impl Connection {
     }
 
     /// One request; milliseconds until its answer has come whole.
-    fn ask(&mut self) -> anyhow::Result<f64> {
+    pub fn ask(&mut self) -> anyhow::Result<f64> {
         let begun = Instant::now();
         self.stream.write_all(&self.request)?;
         let mut answer = Vec::with_capacity(512);

@@ -27,7 +27,7 @@ cargo xtask down          stop the daemon that `up` started
 cargo xtask test [ARGS]   run all tests; ARGS go to `cargo test`
 cargo xtask tools         install the suites and S3 servers that tests run
 cargo xtask suites [--full]  run other people's suites and programs on the mount; --full: as long as before a release
-cargo xtask bench NAME    measure: cold-start, proxy, memory or mount; --help after the name lists its options
+cargo xtask bench NAME    measure: cold-start, start, proxy, memory or mount; --help after the name lists its options
 cargo xtask crash [ARGS]  kill daemons while programs save, and count what is lost: --rounds N, --seed S
 cargo xtask lint          formatting, clippy and the rules of the house
 cargo xtask image NAME..  build images: node, python, go, nginx, or all";

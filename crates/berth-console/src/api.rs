@@ -143,7 +143,7 @@ async fn status(State(api): State<Api>) -> Json<DaemonStatus> {
 }
 
 async fn metrics(State(api): State<Api>) -> Response {
-    metrics::answer(&(api.status)(), SystemTime::now())
+    metrics::answer(&(api.status)(), &api.host.apps(), SystemTime::now())
 }
 
 async fn list(State(api): State<Api>) -> Json<AppList> {

@@ -9,12 +9,27 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use berth_host::{AppSnapshot, AppState};
+
 use crate::DaemonStatus;
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-pub(crate) fn answer(status: &DaemonStatus, now: SystemTime) -> Response {
-    ([(CONTENT_TYPE, TEXT)], text(status, now)).into_response()
+pub(crate) fn answer(status: &DaemonStatus, apps: &[AppSnapshot], now: SystemTime) -> Response {
+    let states: Vec<AppState> = apps.iter().map(|app| app.state).collect();
+    let text = text(status, now) + &by_state(&states);
+    ([(CONTENT_TYPE, TEXT)], text).into_response()
+}
+
+/// How many apps are in each state; a state without an app is told too, so that a graph has no gaps.
+fn by_state(states: &[AppState]) -> String {
+    let name = "berth_apps";
+    let mut text = format!("# HELP {name} Apps by state.\n# TYPE {name} gauge\n");
+    for state in AppState::ALL {
+        let count = states.iter().filter(|other| **other == state).count();
+        let _ = writeln!(text, "{name}{{state=\"{state}\"}} {count}");
+    }
+    text
 }
 
 /// One metric: its name, what it says, whether it only grows, its value.
@@ -130,6 +145,18 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn apps_are_counted_by_state() {
+        let told = by_state(&[AppState::Frozen, AppState::Ready, AppState::Frozen]);
+        for line in [
+            "berth_apps{state=\"frozen\"} 2",
+            "berth_apps{state=\"ready\"} 1",
+            "berth_apps{state=\"failed\"} 0",
+        ] {
+            assert!(told.lines().any(|found| found == line), "{line} in {told}");
+        }
+    }
 
     #[test]
     fn what_is_not_yet_in_s3_is_told_as_numbers() {

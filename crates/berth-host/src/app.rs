@@ -34,6 +34,8 @@ pub(crate) struct Status {
     pub(crate) rising: bool,
     /// Sandboxes are on their way out.
     pub(crate) leaving: bool,
+    /// It can go a rung down when memory is short.
+    pub(crate) yields: bool,
     /// The workspace was looked at at least once.
     pub(crate) known: bool,
 }
@@ -54,6 +56,7 @@ impl Status {
             sandbox: None,
             rising: false,
             leaving: false,
+            yields: false,
             known: false,
         }
     }
@@ -89,9 +92,11 @@ impl App {
         (Arc::new(app), inbox)
     }
 
-    /// A lease if the app serves now.
+    /// A lease if the app serves now, or is frozen.
     fn warm(&self) -> Option<Lease> {
-        let lease = self.front.read().as_ref()?.lease()?;
+        // Not under the lock: thawing may wait for a freeze that is under way.
+        let upstream = Arc::clone(self.front.read().as_ref()?);
+        let lease = upstream.lease()?;
         self.requests.fetch_add(1, Ordering::Relaxed);
         Some(lease)
     }

@@ -23,6 +23,11 @@ pub struct HostConfig {
     pub limits: Limits,
     /// Paths that are no part of an app's source.
     pub excludes: Excludes,
+    /// An app without requests or open connections for this long, which does next to nothing by itself, is frozen:
+    /// it gets no CPU time until the next request. [`Duration::MAX`] for never.
+    pub idle_freeze: Duration,
+    /// A frozen app that is idle for this long hands its memory back to the kernel.
+    pub idle_reclaim: Duration,
     /// An app without requests or open connections for this long is stopped.
     pub idle_stop: Duration,
     /// An idle app is kept for at most this long while the newest save does not start: it is the only copy of the
@@ -65,7 +70,9 @@ impl Default for HostConfig {
                 tmp_size: 512 << 20,
             },
             excludes: Excludes::default(),
-            idle_stop: Duration::from_secs(600),
+            idle_freeze: Duration::from_secs(120),
+            idle_reclaim: Duration::from_secs(600),
+            idle_stop: Duration::from_secs(3600),
             keep_last_good: Duration::from_secs(24 * 3600),
             stop_grace: Duration::from_secs(10),
             drain_limit: Duration::from_secs(30),

@@ -24,7 +24,7 @@ use crate::failure::{AcquireError, FailReason};
 use crate::gate::{Lease, Upstream};
 use crate::history::History;
 use crate::life::{Life, Turns};
-use crate::machine::{self, Action, Event, Front, Moment, Refusal, RunId, State, WaiterId, Wanted};
+use crate::machine::{self, Action, Event, Front, Moment, Refusal, Rest, RunId, State, WaiterId, Wanted};
 use crate::sandboxes::{Order, Sandboxes};
 use crate::snapshot::{AppState, ColdStart, EventKind, HostEvent};
 use crate::source::Source;
@@ -168,6 +168,7 @@ impl Driver {
             create: CREATE_LIMIT,
             drain: config.drain_limit,
             keep_last_good: config.keep_last_good,
+            idle_reclaim: config.idle_reclaim,
         });
         Self {
             app,
@@ -189,10 +190,11 @@ impl Driver {
     /// Runs until the app is closed and nothing of it is left.
     pub(crate) async fn drive(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
         while !self.retired {
-            let deadline = self.state.deadline();
+            // A time too far away for the clock never comes.
+            let deadline = self.state.deadline().and_then(|at| self.origin.checked_add(at));
             let wake = async {
                 match deadline {
-                    Some(at) => tokio::time::sleep_until((self.origin + at).into()).await,
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
                     None => std::future::pending().await,
                 }
             };
@@ -257,6 +259,7 @@ impl Driver {
                     revision,
                     shape: self.shape,
                     in_place: !plan.copy_source,
+                    idle_freeze: plan.idle_freeze.unwrap_or(self.ground.config.idle_freeze),
                     idle_stop: plan.idle_stop.unwrap_or(self.ground.config.idle_stop),
                 };
                 self.plan = Some(Arc::new(plan));
@@ -268,10 +271,13 @@ impl Driver {
     fn tick(&mut self) {
         // The warm path does not tell the machine of each request, so it is asked before the machine judges idleness.
         if let Front::Ready { live, .. } = self.state.front() {
-            let run = live.run;
-            if let Some(upstream) = self.runs.get(&run).and_then(|run| run.upstream.as_ref()) {
+            let (run, awake) = (live.run, matches!(live.rest, Rest::Awake { .. }));
+            if let Some(upstream) = self.runs.get(&run).and_then(|run| run.upstream.clone()) {
                 let at = self.now().saturating_sub(upstream.gate.unused_for());
                 self.event(Event::Used(run, at));
+                if awake && let Some(stats) = upstream.running.stats() {
+                    self.event(Event::Worked(run, Duration::from_micros(stats.cpu_usec)));
+                }
             }
         }
         self.event(Event::Tick);
@@ -310,6 +316,12 @@ impl Driver {
                 if let Some(stop) = self.runs.get_mut(&run).and_then(|run| run.stop.take()) {
                     // A life that has ended already has said so.
                     let _ = stop.send(());
+                }
+            }
+            Action::Freeze(run) => self.freeze(run),
+            Action::Reclaim(run) => {
+                if let Some(upstream) = self.runs.get(&run).and_then(|run| run.upstream.clone()) {
+                    self.ground.tasks.spawn_blocking(move || upstream.reclaim());
                 }
             }
             Action::Note(kind, text) => self.note(kind, text),
@@ -365,12 +377,19 @@ impl Driver {
                 continue;
             };
             // The machine answers with a sandbox that serves, and only this task closes its gate.
-            let lease = upstream
-                .as_ref()
-                .and_then(Upstream::lease)
-                .ok_or(AcquireError::Stopping);
+            let lease = upstream.clone().and_then(Upstream::lease).ok_or(AcquireError::Stopping);
             // A waiter that gave up returns the lease by dropping it.
             let _ = reply.send(lease);
+        }
+    }
+
+    /// Off this task: requests may thaw at the same time, and the driver hears in which order it went.
+    fn freeze(&mut self, run: RunId) {
+        match self.runs.get(&run).and_then(|run| run.upstream.clone()) {
+            Some(upstream) => {
+                self.ground.tasks.spawn_blocking(move || upstream.freeze());
+            }
+            None => self.event(Event::StayedAwake(run)),
         }
     }
 
@@ -380,6 +399,7 @@ impl Driver {
             return;
         };
         upstream.gate.close();
+        upstream.let_go();
         let mut front = self.app.front.write();
         if front
             .as_ref()
@@ -435,6 +455,7 @@ impl Driver {
         let serving = live.map(|live| live.wanted.revision.clone());
         let leaving = self.state.is_leaving();
         let rising = self.state.rising().is_some();
+        let yields = self.state.yields();
         self.app.status.send_modify(|status| {
             status.kind = self
                 .plan
@@ -453,6 +474,7 @@ impl Driver {
             status.sandbox = sandbox;
             status.rising = rising;
             status.leaving = leaving;
+            status.yields = yields;
             status.known = self.revision.is_some();
         });
     }

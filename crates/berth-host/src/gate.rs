@@ -1,9 +1,13 @@
 //! The warm path: letting a request in to a sandbox that serves costs two reads and one atomic add.
 //!
-//! Every sandbox has a [`Gate`]: one number whose top bit says "closed" and whose other bits count the leases. A request
-//! adds one and then looks whether the gate was closed; if so it takes its one back and goes the long way, through the
-//! driver. So a sandbox that is being stopped never gets a new lease, and whoever closed the gate learns when the
-//! last lease ended: there is no moment between "looked" and "counted".
+//! Every sandbox has a [`Gate`]: one number whose top bit says "closed", whose next bit says "asleep", and whose other bits
+//! count the leases. A request adds one and then looks what the gate was. If it was closed, the request takes its one back
+//! and goes the long way, through the driver. So a sandbox that is being stopped never gets a new lease, and whoever
+//! closed the gate learns when the last lease ended: there is no moment between "looked" and "counted".
+//!
+//! If it was asleep, the sandbox is frozen, or about to be, and the request wakes it before it goes on (`freezing.rs`). A
+//! gate falls asleep only from the number zero, in one step: so whoever has counted himself in either keeps it awake or
+//! has seen that it sleeps.
 
 use std::fmt;
 use std::io;
@@ -16,9 +20,23 @@ use std::time::{Duration, Instant};
 use berth_workspace::{AppName, RevisionId};
 use tokio::sync::Notify;
 
+use crate::freezing::Freezer;
 use crate::sandboxes::Running;
 
 const CLOSED: u64 = 1 << 63;
+const ASLEEP: u64 = 1 << 62;
+const LEASES: u64 = ASLEEP - 1;
+
+/// What a request finds at the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// It is in, and the sandbox runs.
+    In,
+    /// It is in, and has to wake the sandbox before it goes on.
+    Asleep,
+    /// It is not in.
+    Closed,
+}
 
 /// Counts the leases of one sandbox and can be closed for new ones.
 pub(crate) struct Gate {
@@ -40,18 +58,20 @@ impl Gate {
     }
 
     /// Counts one lease more, unless the gate is closed.
-    fn enter(&self) -> bool {
-        if self.state.fetch_add(1, Ordering::AcqRel) & CLOSED != 0 {
+    pub(crate) fn enter(&self) -> Entry {
+        let found = self.state.fetch_add(1, Ordering::AcqRel);
+        if found & CLOSED != 0 {
             self.leave();
-            return false;
+            return Entry::Closed;
         }
         self.touch();
-        true
+        if found & ASLEEP == 0 { Entry::In } else { Entry::Asleep }
     }
 
-    fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.touch();
-        if self.state.fetch_sub(1, Ordering::AcqRel) == CLOSED | 1 {
+        let found = self.state.fetch_sub(1, Ordering::AcqRel);
+        if found & CLOSED != 0 && found & LEASES == 1 {
             self.emptied.notify_waiters();
         }
     }
@@ -63,9 +83,26 @@ impl Gate {
 
     /// No lease is given from here on. Leases that exist go on.
     pub(crate) fn close(&self) {
-        if self.state.fetch_or(CLOSED, Ordering::AcqRel) == 0 {
+        if self.state.fetch_or(CLOSED, Ordering::AcqRel) & LEASES == 0 {
             self.emptied.notify_waiters();
         }
+    }
+
+    /// Falls asleep, if it is open and no lease is there. Then every lease has to wake it first.
+    pub(crate) fn fall_asleep(&self) -> bool {
+        self.state
+            .compare_exchange(0, ASLEEP, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// Leases need no waking from here on.
+    pub(crate) fn wake(&self) {
+        self.touch();
+        self.state.fetch_and(!ASLEEP, Ordering::AcqRel);
+    }
+
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.state.load(Ordering::Acquire) & ASLEEP != 0
     }
 
     /// Waits until the gate is closed and the last lease has ended. Cancel-safe.
@@ -75,7 +112,8 @@ impl Gate {
             tokio::pin!(emptied);
             // Registered before the look, so that an end between the look and the wait is not missed.
             emptied.as_mut().enable();
-            if self.state.load(Ordering::Acquire) == CLOSED {
+            let found = self.state.load(Ordering::Acquire);
+            if found & CLOSED != 0 && found & LEASES == 0 {
                 return;
             }
             emptied.await;
@@ -83,7 +121,7 @@ impl Gate {
     }
 
     pub(crate) fn in_flight(&self) -> u64 {
-        self.state.load(Ordering::Acquire) & !CLOSED
+        self.state.load(Ordering::Acquire) & LEASES
     }
 
     /// How long no lease has begun or ended; zero while one is open.
@@ -109,6 +147,7 @@ pub struct Upstream {
     pub addr: SocketAddr,
     pub(crate) gate: Gate,
     pub(crate) running: Arc<dyn Running>,
+    pub(crate) freezer: Freezer,
 }
 
 impl Upstream {
@@ -118,6 +157,7 @@ impl Upstream {
         revision: RevisionId,
         addr: SocketAddr,
         running: Arc<dyn Running>,
+        freezer: Freezer,
     ) -> Self {
         Self {
             app,
@@ -126,6 +166,7 @@ impl Upstream {
             addr,
             gate: Gate::new(),
             running,
+            freezer,
         }
     }
 
@@ -142,11 +183,20 @@ impl Upstream {
         self.gate.in_flight()
     }
 
-    /// A lease on this upstream, or `None` once it is on its way out.
-    pub(crate) fn lease(self: &Arc<Self>) -> Option<Lease> {
-        self.gate.enter().then(|| Lease {
-            upstream: Arc::clone(self),
-        })
+    /// A lease on this upstream, which runs then; `None` once it is on its way out. Waking a frozen one takes one write to a
+    /// file of its cgroup, here and now: a request pays for no message and no change of thread.
+    pub(crate) fn lease(self: Arc<Self>) -> Option<Lease> {
+        match self.gate.enter() {
+            Entry::In => {}
+            Entry::Closed => return None,
+            Entry::Asleep => {
+                if !self.wake() {
+                    self.gate.leave();
+                    return None;
+                }
+            }
+        }
+        Some(Lease { upstream: self })
     }
 }
 
@@ -160,7 +210,7 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// The right to use an upstream. While it lives, the sandbox is neither idle nor (within the drain limit) stopped:
+/// The right to use an upstream. While it lives, the sandbox is neither idle nor frozen nor (within the drain limit) stopped:
 /// hold it as long as the request, the stream or the tunnel lasts.
 #[derive(Debug)]
 pub struct Lease {
@@ -182,9 +232,9 @@ mod tests {
     #[test]
     fn a_closed_gate_lets_nobody_in() {
         let gate = Gate::new();
-        assert!(gate.enter());
+        assert_eq!(gate.enter(), Entry::In);
         gate.close();
-        assert!(!gate.enter());
+        assert_eq!(gate.enter(), Entry::Closed);
         assert_eq!(gate.in_flight(), 1);
         gate.leave();
         assert_eq!(gate.in_flight(), 0);
@@ -193,7 +243,7 @@ mod tests {
     #[tokio::test]
     async fn drained_waits_for_the_last_lease_and_not_longer() {
         let gate = Arc::new(Gate::new());
-        assert!(gate.enter() && gate.enter());
+        assert_eq!((gate.enter(), gate.enter()), (Entry::In, Entry::In));
         gate.close();
         let waiting = tokio::spawn({
             let gate = Arc::clone(&gate);
@@ -217,7 +267,7 @@ mod tests {
             let visitors = (0..2).map(|_| {
                 let gate = Arc::clone(&gate);
                 tokio::spawn(async move {
-                    while gate.enter() {
+                    while gate.enter() == Entry::In {
                         gate.leave();
                     }
                 })
@@ -225,12 +275,29 @@ mod tests {
             let visitors: Vec<_> = visitors.collect();
             gate.close();
             gate.drained().await;
-            assert!(!gate.enter());
+            assert_eq!(gate.enter(), Entry::Closed);
             for visitor in visitors {
                 visitor.await.unwrap();
             }
             assert_eq!(gate.in_flight(), 0);
         }
+    }
+
+    #[tokio::test]
+    async fn a_sleeping_gate_drains_at_once_and_falls_asleep_only_when_it_is_empty_and_open() {
+        let gate = Gate::new();
+        assert_eq!(gate.enter(), Entry::In);
+        assert!(!gate.fall_asleep(), "somebody is inside");
+        gate.leave();
+        assert!(gate.fall_asleep());
+        assert_eq!((gate.enter(), gate.in_flight()), (Entry::Asleep, 1));
+        gate.leave();
+        gate.close();
+        tokio::time::timeout(Duration::from_secs(5), gate.drained())
+            .await
+            .unwrap();
+        gate.wake();
+        assert!(!gate.fall_asleep(), "it is closed");
     }
 
     #[test]

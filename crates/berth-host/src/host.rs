@@ -25,6 +25,7 @@ use crate::history::History;
 use crate::life::Turns;
 use crate::machine::Event;
 use crate::monitor::{Bucket, Monitor, MonitorEvent};
+use crate::pressure::{self, HostMemory, Memory, Pace};
 use crate::routes::{Claims, RouteTable};
 use crate::run::{self, RunRequest, RunSession};
 use crate::sandboxes::{RealSandboxes, Sandboxes};
@@ -96,7 +97,17 @@ impl Host {
             run_dir: config.run_dir.clone(),
             instance: config.instance.clone(),
         };
-        Ok(Self::begin(config, Arc::new(sandboxes), Arc::new(parts.store), parts.source).await)
+        let host = Self::begin(config, Arc::new(sandboxes), Arc::new(parts.store), parts.source).await;
+        host.heed(Arc::new(HostMemory), Pace::default());
+        Ok(host)
+    }
+
+    /// From now on, apps make room when memory is short.
+    pub(crate) fn heed(&self, memory: Arc<dyn Memory>, pace: Pace) {
+        let inner = Arc::clone(&self.inner);
+        let stop = self.inner.stop.clone();
+        let watch = pressure::watch(memory, pace, move || inner.apps.read().values().cloned().collect());
+        tokio::spawn(stop.run_until_cancelled_owned(watch));
     }
 
     pub(crate) async fn begin(
@@ -179,7 +190,7 @@ impl Host {
     pub async fn stop(&self, name: &AppName) -> Result<(), ControlError> {
         let app = self.order(name, Event::StopAsked).await?;
         settled(&app, |status| {
-            !status.leaving || status.rising || status.state == AppState::Ready
+            !status.leaving || status.rising || matches!(status.state, AppState::Ready | AppState::Frozen)
         })
         .await;
         Ok(())

@@ -13,7 +13,9 @@
 //!   and what that revision asks for (its plan).
 //! * [`machine`] is the state machine of one app, a pure function from a state and an event to a state and actions.
 //! * `driver` owns one app's state, performs the machine's actions and feeds it what came of them.
-//! * `gate` is the warm path: a counter that lets requests in while a sandbox serves, and tells when the last one left.
+//! * `gate` is the warm path: a counter that lets requests in while a sandbox serves, and tells when the last one left;
+//!   `freezing` keeps it and the freezer in step, so that a request finds a running app.
+//! * `pressure` tells the app unused for longest when memory is short.
 //! * [`Host`] is the door to all of it for the edge, the console and the command line.
 //!
 //! Not here: how a sandbox is made (`berth-sandbox`), how a request is proxied (`berth-edge`).
@@ -22,12 +24,14 @@ mod app;
 mod config;
 mod driver;
 mod failure;
+mod freezing;
 mod gate;
 mod history;
 mod host;
 mod life;
 pub mod machine;
 pub mod monitor;
+mod pressure;
 mod probe;
 mod routes;
 mod run;

@@ -15,6 +15,7 @@ use tokio::time::sleep;
 
 use crate::driver::Message;
 use crate::failure::{FailKind, FailReason};
+use crate::freezing::Freezer;
 use crate::gate::Upstream;
 use crate::machine::{Climb, Event, RunId};
 use crate::probe::{self, Question};
@@ -165,6 +166,7 @@ impl Life {
                     permit = None;
                     let upstream = Upstream::new(
                         self.app.clone(), self.generation, self.revision.clone(), addr, Arc::clone(&running),
+                        Freezer::new(self.run, self.driver.clone()),
                     );
                     self.say(Message::Risen { run: self.run, upstream: Arc::new(upstream), cold_start: line });
                 }

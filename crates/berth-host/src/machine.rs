@@ -1,28 +1,33 @@
 //! The state machine of one app: a pure function from a state and an event to a state and actions.
 //!
 //! ```text
-//!              request              start command runs        listens
-//!    cold ─────────────▶ installing ────────────────▶ starting ──────▶ ready ──┐ save: a successor rises beside it;
-//!     ▲  ▲                   │ fails                     │ fails       │  ▲   │ when that listens it takes over and
-//!     │  │                   ▼                           ▼             │  └───┘ the old sandbox is drained
-//!     │  └─ save ─────── failed(reason) ◀──────────────────────────────┤ crash
-//!     │                      │ request, once the back-off is over      │
-//!     │                      └──────────▶ installing                   │ idle, stop
-//!     └───────────────────────────── stopping ◀────────────────────────┘
+//!              request              start command runs        listens          rests           nobody calls
+//!    cold ─────────────▶ installing ────────────────▶ starting ──────▶ ready ─────────▶ frozen ──────────────┐
+//!     ▲  ▲                   │ fails                     │ fails       │  ▲ ▲ request     │                  │
+//!     │  │                   ▼                           ▼             │  │ └─────────────┤ crash            │
+//!     │  └─ save ─────── failed(reason) ◀──────────────────────────────┤  └ save: a successor rises beside it;
+//!     │                      │ request, once the back-off is over      │ stop,   when that listens it takes over
+//!     │                      └──────────▶ installing                   │ idle    and the old sandbox is drained
+//!     └───────────────────────────── stopping ◀────────────────────────┴─────────────────────────────────────┘
 //! ```
 //!
-//! `cold`, `rising` (installing or starting), `ready` and `failed` are the [`Front`]: at most one sandbox takes requests and
-//! at most one is on its way up, because there is no place for a second one in the type. Sandboxes on their way out stand
-//! beside it (`leaving`), drained or being stopped, and never hold up what comes next.
+//! `cold`, `rising` (installing or starting), `ready` (awake or frozen) and `failed` are the [`Front`]: at most one sandbox takes
+//! requests and at most one is on its way up, because there is no place for a second one in the type. Sandboxes on their way
+//! out stand beside it (`leaving`), drained or being stopped, and never hold up what comes next.
+//!
+//! A frozen app is a ready one whose sandbox rests (`idle.rs`): requests go to it as ever and thaw it themselves, so whatever may
+//! happen to a ready app (a save, a stop, a crash, the end) may happen to a frozen one and is the same transition.
 //!
 //! Rules the model test holds it to: every sandbox that is started is stopped exactly once; every waiter is answered
-//! exactly once; a sandbox that was closed is never opened again; a successor that fails leaves the old one serving.
+//! exactly once; a sandbox that was closed is never opened again; a successor that fails leaves the old one serving; a sandbox
+//! is never frozen while a lease on it is held, nor when it is told to stop.
 //!
 //! Time is a [`Moment`] that comes with each event. Timers are no actions: [`State::deadline`] says when the machine
 //! wants its next [`Event::Tick`].
 //!
 //! Not here: anything that happens (`driver.rs`).
 
+mod idle;
 mod rising;
 #[cfg(test)]
 mod tests;
@@ -35,7 +40,7 @@ use crate::failure::{FailKind, FailReason};
 use crate::snapshot::{AppState, EventKind};
 pub use rising::{Climb, Rising};
 pub use words::{
-    Action, Closing, Event, Front, Leaving, Limits, Live, Moment, Refusal, RunId, Setback, WaiterId, Wanted,
+    Action, Closing, Event, Front, Leaving, Limits, Live, Moment, Refusal, Rest, RunId, Setback, WaiterId, Wanted,
 };
 
 /// The whole state of one app.
@@ -101,7 +106,13 @@ impl State {
             Event::Climbed(run, climb) => self.climbed(now, run, climb),
             Event::Listening(run) => self.listening(now, run, &mut out),
             Event::Broke(run, reason) => self.broke(now, run, reason, &mut out),
-            Event::Used(run, at) => self.used(run, at),
+            Event::Used(..)
+            | Event::Worked(..)
+            | Event::Froze(_)
+            | Event::StayedAwake(_)
+            | Event::CannotFreeze(..)
+            | Event::Thawed(_) => self.resting(now, event, &mut out),
+            Event::Squeezed => self.squeezed(now, &mut out),
             Event::Drained(run) => self.drained(run, &mut out),
             Event::Stopped(run) => self.stopped(run, &mut out),
             Event::Tick => self.tick(now, &mut out),
@@ -112,20 +123,17 @@ impl State {
     /// When the next [`Event::Tick`] is due.
     pub fn deadline(&self) -> Option<Moment> {
         let rising = self.rising().and_then(|rising| rising.deadline);
-        let idle = match &self.front {
-            Front::Ready { live, successor: None } => live.last_used.checked_add(self.patience(live)),
-            _ => None,
-        };
         let drain = self.leaving.values().filter_map(|leaving| match leaving {
             Leaving::Draining(until) => Some(*until),
             Leaving::Stopping => None,
         });
-        rising.into_iter().chain(idle).chain(drain).min()
+        rising.into_iter().chain(self.idle_deadline()).chain(drain).min()
     }
 
     /// Where the app stands, in one word.
     pub fn phase(&self) -> AppState {
         match &self.front {
+            Front::Ready { live, .. } if matches!(live.rest, Rest::Frozen { .. }) => AppState::Frozen,
             Front::Ready { .. } => AppState::Ready,
             Front::Rising(rising) => rising.phase(),
             Front::Failed(_) => AppState::Failed,
@@ -377,6 +385,8 @@ impl State {
                 wanted: risen.wanted,
                 since: now,
                 last_used: now,
+                cpu: Duration::ZERO,
+                rest: Rest::Awake { look: None },
             },
             successor: None,
         };
@@ -443,14 +453,6 @@ impl State {
         };
     }
 
-    fn used(&mut self, run: RunId, at: Moment) {
-        if let Front::Ready { live, .. } = &mut self.front
-            && live.run == run
-        {
-            live.last_used = live.last_used.max(at);
-        }
-    }
-
     fn drained(&mut self, run: RunId, out: &mut Vec<Action>) {
         if matches!(self.leaving.get(&run), Some(Leaving::Draining(_))) {
             self.stop(run, out);
@@ -473,20 +475,7 @@ impl State {
         if let Some((run, reason)) = late.map(|rising| (rising.run, rising.too_late(&self.limits))) {
             self.broke(now, run, reason, out);
         }
-        if let Front::Ready { live, successor: None } = &self.front
-            && live
-                .last_used
-                .checked_add(self.patience(live))
-                .is_some_and(|end| end <= now)
-        {
-            let run = live.run;
-            out.push(note(
-                EventKind::Stopped,
-                "nobody called; stopped until the next request".to_owned(),
-            ));
-            self.front = Front::Cold;
-            self.drain(now, run, out);
-        }
+        self.descend(now, out);
         let over: Vec<_> = self
             .leaving
             .iter()
@@ -495,17 +484,6 @@ impl State {
             .collect();
         for run in over {
             self.stop(run, out);
-        }
-    }
-
-    /// How long the serving sandbox may be idle. While the newest save does not start, it is the only copy of the revision
-    /// that works, and is kept for longer.
-    fn patience(&self, live: &Live) -> Duration {
-        let starts = self.fault.is_none();
-        if starts {
-            live.wanted.idle_stop
-        } else {
-            live.wanted.idle_stop.max(self.limits.keep_last_good)
         }
     }
 

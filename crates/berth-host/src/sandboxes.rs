@@ -53,6 +53,12 @@ pub(crate) trait Running: Send + Sync + 'static {
     fn socket(&self, v6: bool) -> BoxFuture<'_, io::Result<OwnedFd>>;
     /// Ends it and removes all of it.
     fn stop(&self, grace: Duration) -> BoxFuture<'_, Result<ExitInfo, SandboxError>>;
+    /// Takes all CPU time from it. Returns within microseconds.
+    fn freeze(&self) -> io::Result<()>;
+    /// Gives it back. Returns within microseconds.
+    fn thaw(&self) -> io::Result<()>;
+    /// Hands its memory to the kernel for as long as `go_on` says so. Blocks.
+    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> io::Result<()>;
     /// What it uses.
     fn stats(&self) -> Option<Stats>;
     /// The real sandbox, for exec; a double has none.
@@ -153,6 +159,18 @@ impl Running for RealSandbox {
 
     fn stop(&self, grace: Duration) -> BoxFuture<'_, Result<ExitInfo, SandboxError>> {
         Box::pin(self.sandbox.stop(grace))
+    }
+
+    fn freeze(&self) -> io::Result<()> {
+        self.sandbox.freeze()
+    }
+
+    fn thaw(&self) -> io::Result<()> {
+        self.sandbox.thaw()
+    }
+
+    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> io::Result<()> {
+        self.sandbox.reclaim(go_on)
     }
 
     fn stats(&self) -> Option<Stats> {

@@ -21,6 +21,8 @@ pub enum AppState {
     Starting,
     /// It serves.
     Ready,
+    /// It serves, but nobody has called for a while: it gets no CPU time until somebody does.
+    Frozen,
     /// Its last sandbox is on its way out.
     Stopping,
     /// It cannot run; see the error.
@@ -28,6 +30,17 @@ pub enum AppState {
 }
 
 impl AppState {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Cold,
+        Self::Installing,
+        Self::Starting,
+        Self::Ready,
+        Self::Frozen,
+        Self::Stopping,
+        Self::Failed,
+    ];
+
     /// The word for people, as in `berth ps`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -35,6 +48,7 @@ impl AppState {
             Self::Installing => "installing",
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Frozen => "frozen",
             Self::Stopping => "stopping",
             Self::Failed => "failed",
         }
@@ -147,6 +161,10 @@ pub enum EventKind {
     Swapped,
     /// Something failed.
     Failed,
+    /// An idle app was frozen.
+    Frozen,
+    /// A frozen app runs again.
+    Thawed,
     /// An app's sandbox was stopped.
     Stopped,
     /// Something a person should know that stops nothing.

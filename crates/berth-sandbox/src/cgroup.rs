@@ -1,9 +1,11 @@
 //! The cgroups of a sandbox, whatever the host's layout: v1, hybrid or v2.
 //!
-//! libcontainer makes them (`/<instance>/<id>` in every hierarchy); here they are read, joined by `exec`, frozen and removed.
+//! libcontainer makes them (`/<instance>/<id>` in every hierarchy); here they are read, joined by `exec`, frozen, relieved of memory
+//! and removed.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -12,6 +14,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::spec::Stats;
+
+/// Memory asked back at a time: between two of them is looked whether the sandbox has been thawed.
+const RECLAIM_STEP: u64 = 4 << 20;
 
 /// One mounted hierarchy.
 #[derive(Debug, Clone)]
@@ -90,15 +95,41 @@ impl Cgroup {
 
     /// Freezes or thaws all its processes.
     pub fn set_frozen(&self, frozen: bool) -> io::Result<()> {
+        self.freezer()?.set(frozen)
+    }
+
+    /// Its freezer, opened.
+    pub fn freezer(&self) -> io::Result<Freezer> {
         let folder = self
             .controller("freezer")
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no freezer on this host"))?;
-        let v1 = folder.join("freezer.state");
+        Freezer::open(&folder)
+    }
+
+    /// Hands its memory back to the kernel, as far as the kernel has a place for it: pages of files always, the app's own where there is
+    /// swap. Goes on for as long as `go_on` says so and the kernel takes something. Blocks.
+    pub fn reclaim(&self, go_on: &dyn Fn() -> bool) -> io::Result<()> {
+        let folder = self
+            .controller("memory")
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no memory controller on this host"))?;
+        let v1 = folder.join("memory.force_empty");
         if v1.exists() {
-            fs::write(v1, if frozen { "FROZEN" } else { "THAWED" })
-        } else {
-            fs::write(folder.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+            // All at once: v1 has no way to ask for a part. It returns when a few rounds got nothing more.
+            return if go_on() { fs::write(v1, "0") } else { Ok(()) };
         }
+        let steps = number(&folder.join("memory.current")).unwrap_or(0) / RECLAIM_STEP + 1;
+        for _ in 0..steps {
+            if !go_on() {
+                break;
+            }
+            match fs::write(folder.join("memory.reclaim"), RECLAIM_STEP.to_string()) {
+                Ok(()) => {}
+                // There is no more to be had.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Kills what is inside and removes the folders, trying for `patience`. Returns what is left.
@@ -113,6 +144,40 @@ impl Cgroup {
             // rmdir answers EBUSY until the killed processes are gone; the kernel offers no event for it on v1.
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+/// The switch that gives a cgroup's processes CPU time or not, kept open: a request that finds its app frozen waits for one write.
+#[derive(Debug)]
+pub(crate) struct Freezer {
+    switch: File,
+    frozen: &'static [u8],
+    thawed: &'static [u8],
+}
+
+impl Freezer {
+    /// The switch of the cgroup at `folder`: `freezer.state` on v1, `cgroup.freeze` on v2.
+    fn open(folder: &Path) -> io::Result<Self> {
+        let open = |name: &str| OpenOptions::new().write(true).open(folder.join(name));
+        match open("freezer.state") {
+            Ok(switch) => Ok(Self {
+                switch,
+                frozen: b"FROZEN",
+                thawed: b"THAWED",
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self {
+                switch: open("cgroup.freeze")?,
+                frozen: b"1",
+                thawed: b"0",
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Turns it. Returns at once: a process that is inside a system call stops at its end.
+    pub fn set(&self, frozen: bool) -> io::Result<()> {
+        let word = if frozen { self.frozen } else { self.thawed };
+        self.switch.write_all_at(word, 0)
     }
 }
 
@@ -218,6 +283,22 @@ fn parse_mounts(text: &str) -> Vec<Hierarchy> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn the_switch_of_either_layout_is_found_and_told_its_own_words() {
+        for (file, frozen, thawed) in [("freezer.state", "FROZEN", "THAWED"), ("cgroup.freeze", "1", "0")] {
+            let folder = tempfile::tempdir().unwrap();
+            let switch = folder.path().join(file);
+            for (on, word) in [(true, frozen), (false, thawed)] {
+                // A file of a cgroup takes each write as a whole word; a plain one would keep what stood behind it.
+                fs::write(&switch, "").unwrap();
+                Freezer::open(folder.path()).unwrap().set(on).unwrap();
+                assert_eq!(fs::read_to_string(&switch).unwrap(), word);
+            }
+        }
+        let nothing = tempfile::tempdir().unwrap();
+        assert!(Freezer::open(nothing.path()).is_err());
+    }
 
     #[test]
     fn every_layout_of_cgroups_is_understood() {

@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use berth_sys::netns::Netns;
@@ -21,7 +21,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
 use crate::birth;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Freezer};
 use crate::keeper;
 use crate::listening;
 use crate::protocol::{self, FromKeeper, ToKeeper};
@@ -79,6 +79,8 @@ pub struct Sandbox {
     netns: Netns,
     state: watch::Receiver<State>,
     commands: mpsc::UnboundedSender<ToKeeper>,
+    /// Opened when it is first frozen.
+    freezer: OnceLock<Freezer>,
     /// Freed with this handle: the address must not be given to another sandbox before.
     _slot: Mutex<Option<Slot>>,
 }
@@ -172,6 +174,7 @@ impl Sandbox {
                 netns,
                 state,
                 commands,
+                freezer: OnceLock::new(),
                 _slot: Mutex::new(slot),
             },
             receiver,
@@ -309,20 +312,37 @@ impl Sandbox {
         self.cgroup().stats()
     }
 
-    /// Takes all CPU time from it.
+    /// Takes all CPU time from it. Returns at once; whoever may want it to run again meanwhile must be kept apart by the caller.
     ///
     /// # Errors
     /// When the host has no freezer, or it has ended.
     pub fn freeze(&self) -> io::Result<()> {
-        self.cgroup().set_frozen(true)
+        self.freezer()?.set(true)
     }
 
-    /// Lets it run again.
+    /// Lets it run again. One write to an open file: may be called where nothing may wait.
     ///
     /// # Errors
     /// As [`Sandbox::freeze`].
     pub fn thaw(&self) -> io::Result<()> {
-        self.cgroup().set_frozen(false)
+        self.freezer()?.set(false)
+    }
+
+    /// Hands its memory back to the kernel, as far as there is a place for it: pages of files always, its own where the host has swap.
+    /// Goes on for as long as `go_on` says so. Blocks, for milliseconds for each ten megabytes that are swapped.
+    ///
+    /// # Errors
+    /// When the host limits no memory, or it has ended.
+    pub fn reclaim(&self, go_on: &dyn Fn() -> bool) -> io::Result<()> {
+        self.cgroup().reclaim(go_on)
+    }
+
+    fn freezer(&self) -> io::Result<&Freezer> {
+        if let Some(freezer) = self.freezer.get() {
+            return Ok(freezer);
+        }
+        let opened = self.cgroup().freezer()?;
+        Ok(self.freezer.get_or_init(|| opened))
     }
 
     fn cgroup(&self) -> Cgroup {

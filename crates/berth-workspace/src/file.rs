@@ -23,7 +23,7 @@ use crate::suggest::nearest;
 pub(crate) const PATH: &str = "workspace.json";
 
 /// All keys. `$schema` is for editors and means nothing here.
-pub(crate) const KEYS: [&str; 12] = [
+pub(crate) const KEYS: [&str; 13] = [
     "$schema",
     "type",
     "port",
@@ -33,6 +33,7 @@ pub(crate) const KEYS: [&str; 12] = [
     "hosts",
     "limits",
     "health",
+    "idle_freeze",
     "idle_stop",
     "root",
     "exclude",
@@ -42,7 +43,7 @@ pub(crate) const KEYS: [&str; 12] = [
 pub(crate) const LIMIT_KEYS: [&str; 5] = ["memory", "cpus", "pids", "app_size", "tmp_size"];
 
 /// Words people use for a key that has another name here; too far apart for a spelling check.
-const OTHER_NAMES: [(&str, &str); 23] = [
+const OTHER_NAMES: [(&str, &str); 24] = [
     ("kind", "type"),
     ("runtime", "type"),
     ("language", "type"),
@@ -62,6 +63,7 @@ const OTHER_NAMES: [(&str, &str); 23] = [
     ("health_check", "health"),
     ("idle", "idle_stop"),
     ("idle_timeout", "idle_stop"),
+    ("freeze", "idle_freeze"),
     ("static", "root"),
     ("static_root", "root"),
     ("excludes", "exclude"),
@@ -165,6 +167,8 @@ pub struct WorkspaceFile {
     pub limits: LimitsOverride,
     /// `health`: a path asked before the app counts as ready.
     pub health: Option<String>,
+    /// `idle_freeze`; [`Duration::MAX`] for `"never"`.
+    pub idle_freeze: Option<Duration>,
     /// `idle_stop`; [`Duration::MAX`] for `"never"`.
     pub idle_stop: Option<Duration>,
     /// `root`: the folder served by a static app, relative to the workspace, without slashes at its ends; `""` is the
@@ -222,7 +226,8 @@ fn read(bytes: &[u8]) -> Result<WorkspaceFile, Mistake> {
             "hosts" => file.hosts = values::hosts(value)?,
             "limits" => file.limits = limits(value)?,
             "health" => file.health = Some(values::health(value)?),
-            "idle_stop" => file.idle_stop = Some(values::idle_stop(value)?),
+            "idle_freeze" => file.idle_freeze = Some(values::idle(value, "idle_freeze", "keep it running")?),
+            "idle_stop" => file.idle_stop = Some(values::idle(value, "idle_stop", "keep the app running")?),
             "root" => file.root = Some(values::root(value)?),
             "exclude" => file.exclude = values::exclude(value)?,
             _ => {}

@@ -35,6 +35,8 @@ struct Workspace {
     /// A path that must answer before the app counts as ready.
     #[schemars(regex(pattern = "^/"))]
     health: Option<String>,
+    /// Freeze the app after this time without a request, if it does nothing by itself; the next one thaws it: 90s, 10m, or never.
+    idle_freeze: Option<Idle>,
     /// Stop the app after this time without a request: 90s, 10m, 1h, or never.
     idle_stop: Option<Idle>,
     /// Static apps: the folder that is served.

@@ -1,6 +1,8 @@
 //! Who waits, who is answered and what is stopped, with sandboxes that are plain sockets and start when the test says so.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod freezing;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +23,11 @@ struct Puppet {
     listener: TcpListener,
     listens: AtomicBool,
     stopped: AtomicBool,
+    frozen: AtomicBool,
+    reclaimed: AtomicBool,
+    /// Neither to be frozen nor to be thawed.
+    stuck: AtomicBool,
+    cpu_usec: AtomicU64,
     events: mpsc::Sender<SandboxEvent>,
 }
 
@@ -39,6 +46,7 @@ impl Running for Puppet {
     }
 
     fn stop(&self, _grace: Duration) -> BoxFuture<'_, Result<ExitInfo, SandboxError>> {
+        assert!(!self.is_frozen(), "a frozen process hears no SIGTERM");
         self.stopped.store(true, Ordering::Relaxed);
         Box::pin(async {
             Ok(ExitInfo {
@@ -48,8 +56,32 @@ impl Running for Puppet {
         })
     }
 
+    fn freeze(&self) -> io::Result<()> {
+        if self.stuck.load(Ordering::Relaxed) {
+            return Err(io::Error::other("no freezer"));
+        }
+        self.frozen.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn thaw(&self) -> io::Result<()> {
+        if self.stuck.load(Ordering::Relaxed) {
+            return Err(io::Error::other("gone"));
+        }
+        self.frozen.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> io::Result<()> {
+        self.reclaimed.store(go_on(), Ordering::Relaxed);
+        Ok(())
+    }
+
     fn stats(&self) -> Option<Stats> {
-        None
+        Some(Stats {
+            cpu_usec: self.cpu_usec.load(Ordering::Relaxed),
+            ..Stats::default()
+        })
     }
 
     fn sandbox(&self) -> Option<Arc<Sandbox>> {
@@ -72,6 +104,10 @@ impl Sandboxes for Stage {
                 listener,
                 listens: AtomicBool::new(false),
                 stopped: AtomicBool::new(false),
+                frozen: AtomicBool::new(false),
+                reclaimed: AtomicBool::new(false),
+                stuck: AtomicBool::new(false),
+                cpu_usec: AtomicU64::new(0),
                 events: events.clone(),
             };
             let puppet = Arc::new(puppet);
@@ -148,6 +184,10 @@ impl World {
 impl Puppet {
     fn listen(&self) {
         self.listens.store(true, Ordering::Relaxed);
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Relaxed)
     }
 
     fn is_stopped(&self) -> bool {

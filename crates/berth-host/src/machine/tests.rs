@@ -1,10 +1,11 @@
-//! The rules, one by one, and then against every order of events that a random world can bring about.
+//! The rules, one by one; in `idle.rs` those of the way down to frozen and stopped; in `model.rs` all of them against every order of
+//! events that a random world can bring about.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::collections::{BTreeMap, BTreeSet};
+mod idle;
+mod model;
 
 use berth_workspace::{FileMode, SourceFile, revision};
-use proptest::prelude::*;
 
 use super::*;
 
@@ -17,6 +18,7 @@ fn limits() -> Limits {
         create: S * 30,
         drain: S * 30,
         keep_last_good: S * 86_400,
+        idle_reclaim: S * 300,
     }
 }
 
@@ -31,6 +33,8 @@ fn wanted(n: u64) -> Wanted {
         revision: revision(&[file]),
         shape: 1,
         in_place: false,
+        // What is not about freezing goes without.
+        idle_freeze: Duration::MAX,
         idle_stop: S * 600,
     }
 }
@@ -349,235 +353,4 @@ fn a_deleted_workspace_leaves_nothing_and_its_driver_ends() {
     );
     let _ = state.apply(S * 3, Event::Stopped(run(1)));
     assert_eq!(acts(&mut state, S * 3, Event::Stopped(run(2))), [Action::Retire]);
-}
-
-/// What may happen next; indexes are reduced to what there is.
-#[derive(Clone, Debug)]
-enum Step {
-    Save { n: u64, shape: u64 },
-    Mistake,
-    Request,
-    Withdraw(usize),
-    Climb(usize, u8),
-    Listen(usize),
-    Break(usize),
-    Drained(usize),
-    Removed(usize),
-    Used(usize),
-    Stop,
-    Restart,
-    Wait(u64),
-    Delete,
-    Shutdown,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let which = 0..8_usize;
-    prop_oneof![
-        4 => (0..4_u64, 0..2_u64).prop_map(|(n, shape)| Step::Save { n, shape }),
-        1 => Just(Step::Mistake),
-        8 => Just(Step::Request),
-        2 => which.clone().prop_map(Step::Withdraw),
-        4 => (which.clone(), 0..5_u8).prop_map(|(run, climb)| Step::Climb(run, climb)),
-        8 => which.clone().prop_map(Step::Listen),
-        3 => which.clone().prop_map(Step::Break),
-        4 => which.clone().prop_map(Step::Drained),
-        6 => which.clone().prop_map(Step::Removed),
-        2 => which.prop_map(Step::Used),
-        1 => Just(Step::Stop),
-        1 => Just(Step::Restart),
-        4 => (0..2000_u64).prop_map(Step::Wait),
-        1 => Just(Step::Delete),
-        1 => Just(Step::Shutdown),
-    ]
-}
-
-/// The world as the machine's actions make it, and the rules.
-#[derive(Default)]
-struct World {
-    started: BTreeSet<RunId>,
-    listening: BTreeSet<RunId>,
-    opened: BTreeSet<RunId>,
-    open: Option<RunId>,
-    draining: BTreeSet<RunId>,
-    stopping: BTreeSet<RunId>,
-    removed: BTreeSet<RunId>,
-    waiting: BTreeSet<WaiterId>,
-    answers: BTreeMap<WaiterId, u32>,
-    retired: bool,
-}
-
-impl World {
-    fn perform(&mut self, actions: Vec<Action>) {
-        for action in actions {
-            assert!(!self.retired, "{action:?} after the end");
-            match action {
-                Action::Start(run, _) => assert!(self.started.insert(run), "{run:?} is started twice"),
-                Action::Open(run) => {
-                    assert!(self.listening.contains(&run), "{run:?} is opened but does not listen");
-                    assert!(
-                        !self.draining.contains(&run) && !self.stopping.contains(&run),
-                        "{run:?} was closed"
-                    );
-                    assert!(self.opened.insert(run), "{run:?} is opened twice");
-                    self.open = Some(run);
-                }
-                Action::Answer(run, waiters) => {
-                    assert_eq!(self.open, Some(run), "leases on a sandbox that is not open");
-                    self.answer(waiters);
-                }
-                Action::Refuse(waiters, _) => self.answer(waiters),
-                Action::Drain(run) => {
-                    assert!(self.opened.contains(&run) && !self.stopping.contains(&run));
-                    assert!(self.draining.insert(run), "{run:?} is drained twice");
-                    self.open = self.open.filter(|open| *open != run);
-                }
-                Action::Stop(run) => {
-                    assert!(self.started.contains(&run), "{run:?} was never started");
-                    assert!(self.stopping.insert(run), "{run:?} is stopped twice");
-                    self.open = self.open.filter(|open| *open != run);
-                }
-                Action::Retire => {
-                    assert_eq!(self.removed, self.started, "the end comes while a sandbox is there");
-                    assert!(self.waiting.is_empty());
-                    self.retired = true;
-                }
-                Action::Note(..) => {}
-            }
-        }
-    }
-
-    fn answer(&mut self, waiters: Vec<WaiterId>) {
-        assert!(!waiters.is_empty());
-        for waiter in waiters {
-            assert!(
-                self.waiting.remove(&waiter),
-                "{waiter:?} is answered, but does not wait"
-            );
-            *self.answers.entry(waiter).or_default() += 1;
-        }
-    }
-
-    /// The sandboxes that are neither removed nor being stopped.
-    fn alive(&self) -> Vec<RunId> {
-        self.started.difference(&self.stopping).copied().collect()
-    }
-
-    fn check(&self, state: &State) {
-        let serving = match state.front() {
-            Front::Ready { live, .. } => Some(live.run),
-            _ => None,
-        };
-        assert_eq!(self.open, serving, "the open sandbox is the one that is ready");
-        let rising = state.rising().map(|rising| rising.run);
-        let known: BTreeSet<RunId> = serving
-            .into_iter()
-            .chain(rising)
-            .chain(self.draining.difference(&self.stopping).copied())
-            .collect();
-        assert_eq!(
-            self.alive().into_iter().collect::<BTreeSet<_>>(),
-            known,
-            "no sandbox is forgotten"
-        );
-        assert_eq!(state.waiting(), self.waiting.len());
-        assert!(
-            self.waiting.is_empty() || rising.is_some() && serving.is_none(),
-            "waiters wait for something"
-        );
-        if matches!(state.front(), Front::Closed(_)) {
-            assert!(self.alive().is_empty() && self.waiting.is_empty());
-        }
-    }
-}
-
-fn pick(from: &[RunId], n: usize) -> Option<RunId> {
-    from.get(n % from.len().max(1)).copied()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
-    #[test]
-    fn whatever_happens_the_rules_hold(steps in proptest::collection::vec(step(), 1..80)) {
-        let mut state = State::new(limits());
-        let mut world = World::default();
-        let mut now = Duration::ZERO;
-        let mut next_waiter = 0;
-        for step in steps {
-            if world.retired {
-                break;
-            }
-            let alive = world.alive();
-            let event = match step {
-                Step::Save { n, shape } => Event::Saved(Wanted { shape, in_place: shape == 1, ..wanted(n) }),
-                Step::Mistake => Event::Unplannable(FailReason::new(FailKind::BadPlan, "bad")),
-                Step::Request => {
-                    next_waiter += 1;
-                    world.waiting.insert(WaiterId(next_waiter));
-                    Event::Request(WaiterId(next_waiter))
-                }
-                Step::Withdraw(n) => {
-                    let all: Vec<_> = world.waiting.iter().copied().collect();
-                    let Some(waiter) = all.get(n % all.len().max(1)) else { continue };
-                    world.waiting.remove(waiter);
-                    Event::Withdrawn(*waiter)
-                }
-                Step::Climb(n, climb) => {
-                    let climb = [Climb::Creating, Climb::Copying, Climb::Installing, Climb::Starting, Climb::Unhealthy][usize::from(climb)];
-                    let Some(run) = pick(&alive, n) else { continue };
-                    Event::Climbed(run, climb)
-                }
-                // A sandbox may still say that it listens, or that it ended, after it was given up.
-                Step::Listen(n) => {
-                    let all: Vec<_> = world.started.difference(&world.removed).filter(|run| !world.listening.contains(run)).copied().collect();
-                    let Some(run) = pick(&all, n) else { continue };
-                    world.listening.insert(run);
-                    Event::Listening(run)
-                }
-                Step::Break(n) => {
-                    let all: Vec<_> = world.started.difference(&world.removed).copied().collect();
-                    let Some(run) = pick(&all, n) else { continue };
-                    Event::Broke(run, crash())
-                }
-                Step::Drained(n) => {
-                    let all: Vec<_> = world.draining.iter().copied().collect();
-                    let Some(run) = pick(&all, n) else { continue };
-                    Event::Drained(run)
-                }
-                Step::Removed(n) => {
-                    let all: Vec<_> = world.stopping.difference(&world.removed).copied().collect();
-                    let Some(run) = pick(&all, n) else { continue };
-                    world.removed.insert(run);
-                    Event::Stopped(run)
-                }
-                Step::Used(n) => {
-                    let Some(run) = pick(&alive, n) else { continue };
-                    Event::Used(run, now)
-                }
-                Step::Stop => Event::StopAsked,
-                Step::Restart => Event::RestartAsked,
-                Step::Wait(seconds) => {
-                    now += S * u32::try_from(seconds).unwrap();
-                    Event::Tick
-                }
-                Step::Delete => Event::Deleted,
-                Step::Shutdown => Event::Shutdown,
-            };
-            world.perform(state.apply(now, event));
-            world.check(&state);
-        }
-        // However it went: told to end, it ends, with every waiter answered once and every sandbox stopped.
-        if !world.retired {
-            world.perform(state.apply(now, Event::Shutdown));
-            let left: Vec<_> = world.stopping.difference(&world.removed).copied().collect();
-            for run in left {
-                world.removed.insert(run);
-                world.perform(state.apply(now, Event::Stopped(run)));
-            }
-        }
-        prop_assert!(world.retired || matches!(state.front(), Front::Closed(_)));
-        prop_assert_eq!(&world.removed, &world.started);
-        prop_assert!(world.waiting.is_empty());
-        prop_assert!(world.answers.values().all(|times| *times == 1));
-    }
 }

@@ -32,6 +32,8 @@ pub struct Limits {
     pub drain: Duration,
     /// How long an idle app is kept while the newest save does not start.
     pub keep_last_good: Duration,
+    /// A frozen app that is idle for this long hands its memory to the kernel.
+    pub idle_reclaim: Duration,
 }
 
 /// What the workspace asks for now.
@@ -43,7 +45,9 @@ pub struct Wanted {
     pub shape: u64,
     /// The sandbox shows the workspace itself: a new revision with the same shape needs no new sandbox.
     pub in_place: bool,
-    /// Stop after this long without a request.
+    /// Freeze after this long without a request; [`Duration::MAX`] for never.
+    pub idle_freeze: Duration,
+    /// Stop after this long without a request; [`Duration::MAX`] for never.
     pub idle_stop: Duration,
 }
 
@@ -65,6 +69,29 @@ pub struct Live {
     pub since: Moment,
     /// When a request last began or ended, as far as the machine was told.
     pub last_used: Moment,
+    /// CPU time it has used, as far as the machine was told.
+    pub cpu: Duration,
+    /// Whether it gets CPU time.
+    pub rest: Rest,
+}
+
+/// Whether the sandbox that serves gets CPU time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It runs. `look` is what it had used when it was last looked at, if nobody has called since.
+    Awake {
+        /// When, and how much CPU time it had used until then.
+        look: Option<(Moment, Duration)>,
+    },
+    /// It is to be frozen, unless a request is quicker.
+    Freezing,
+    /// It gets none until the next request.
+    Frozen {
+        /// Its memory was handed to the kernel.
+        reclaimed: bool,
+    },
+    /// It runs, and cannot be frozen.
+    Sleepless,
 }
 
 /// A failure and when it may be tried again.
@@ -141,6 +168,18 @@ pub enum Event {
     Broke(RunId, FailReason),
     /// The serving sandbox was last used at this moment (now, if a lease is open).
     Used(RunId, Moment),
+    /// The serving sandbox has used this much CPU time since it was made.
+    Worked(RunId, Duration),
+    /// A sandbox that was to be frozen is.
+    Froze(RunId),
+    /// A sandbox that was to be frozen is in use and runs.
+    StayedAwake(RunId),
+    /// A sandbox cannot be frozen, for the reason told; it runs.
+    CannotFreeze(RunId, String),
+    /// A frozen sandbox was thawed by a request.
+    Thawed(RunId),
+    /// Memory is short, and nobody has called for longer than of any other app.
+    Squeezed,
     /// The last request of a draining sandbox has ended.
     Drained(RunId),
     /// Nothing is left of a sandbox that was to be stopped.
@@ -173,6 +212,11 @@ pub enum Action {
     Answer(RunId, Vec<WaiterId>),
     /// Tell waiters that they get none.
     Refuse(Vec<WaiterId>, Refusal),
+    /// Take its CPU time, unless it is in use. Say [`Event::Froze`], [`Event::StayedAwake`] or [`Event::CannotFreeze`]; and
+    /// [`Event::Thawed`] when a request has undone it.
+    Freeze(RunId),
+    /// Hand the memory of this frozen sandbox to the kernel.
+    Reclaim(RunId),
     /// Let no more requests in; say [`Event::Drained`] when the last one has ended.
     Drain(RunId),
     /// Let no more requests in, stop it and remove it; say [`Event::Stopped`] when nothing is left.

@@ -30,7 +30,7 @@ fn every_key_is_read() {
         "$schema": "x", "type": "static", "port": 65535, "command": ["a", ""], "install": ["make", "all"],
         "env": {"A": "x", "B": 1.50, "C": false, "_d9": ""}, "hosts": ["A.example.com.", "a.example.com", "localhost"],
         "limits": {"memory": "1.5G", "cpus": 0.5, "pids": 64, "app_size": 1048576, "tmp_size": "64 MiB"},
-        "health": "/up?x=1", "idle_stop": "1h 30m", "root": "./a//b/"
+        "health": "/up?x=1", "idle_freeze": "90s", "idle_stop": "1h 30m", "root": "./a//b/"
     }"#);
     assert_eq!((file.kind, file.port), (Some(Kind::Static), Some(65535)));
     assert_eq!(file.command, Some(Command::Argv(vec!["a".into(), String::new()])));
@@ -53,11 +53,13 @@ fn every_key_is_read() {
         (file.health.as_deref(), file.root.as_deref()),
         (Some("/up?x=1"), Some("a/b"))
     );
+    assert_eq!(file.idle_freeze, Some(Duration::from_secs(90)));
     assert_eq!(file.idle_stop, Some(Duration::from_secs(5400)));
     assert_eq!(ok("{}"), WorkspaceFile::default());
     assert_eq!(ok(r#"{"install": false}"#).install, Some(Install::Skip));
     assert_eq!(ok(r#"{"install": true}"#).install, None);
     assert_eq!(ok(r#"{"idle_stop": "never"}"#).idle_stop, Some(Duration::MAX));
+    assert_eq!(ok(r#"{"idle_freeze": false}"#).idle_freeze, Some(Duration::MAX));
     assert_eq!(ok(r#"{"root": "/"}"#).root.as_deref(), Some(""));
 }
 
@@ -178,6 +180,8 @@ fn each_mistake_is_told_at_its_place() {
         ("{\"idle_stop\": 600}", 1, 15, "write \"600s\""),
         ("{\"idle_stop\": \"soon\"}", 1, 15, "is no time"),
         ("{\"idle_stop\": \"1ms\"}", 1, 15, "too short"),
+        ("{\"idle_freeze\": \"0s\"}", 1, 17, "`idle_freeze` 0s is too short"),
+        ("{\"freeze\": \"2m\"}", 1, 2, "idle_freeze"),
         ("{\"root\": \"../x\"}", 1, 10, "cannot leave"),
         ("{\"root\": \"/srv\"}", 1, 10, "write \"srv\""),
         ("{\"type\": \"go\",\n \"root\": \"x\"}", 2, 10, "static apps only"),

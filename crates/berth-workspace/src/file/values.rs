@@ -288,7 +288,9 @@ pub(super) fn health(node: &Node) -> Result<String, Mistake> {
     Ok(path.to_owned())
 }
 
-pub(super) fn idle_stop(node: &Node) -> Result<Duration, Mistake> {
+/// A time without requests after which something happens; [`Duration::MAX`] for `"never"` and `false`. `otherwise` says what
+/// "never" does.
+pub(super) fn idle(node: &Node, key: &str, otherwise: &str) -> Result<Duration, Mistake> {
     let given = match &node.value {
         Value::Bool(false) => return Ok(Duration::MAX),
         Value::String(given) => given.trim(),
@@ -296,14 +298,14 @@ pub(super) fn idle_stop(node: &Node) -> Result<Duration, Mistake> {
             let n = shorten(n);
             return Err(wrong(
                 node,
-                format!("`idle_stop` needs a unit: write \"{n}s\" for seconds or \"{n}m\" for minutes"),
+                format!("`{key}` needs a unit: write \"{n}s\" for seconds or \"{n}m\" for minutes"),
             ));
         }
         other => {
             return Err(wrong(
                 node,
                 format!(
-                    "`idle_stop` is a time such as \"10m\", or \"never\", not {}",
+                    "`{key}` is a time such as \"10m\", or \"never\", not {}",
                     other.describe()
                 ),
             ));
@@ -315,13 +317,13 @@ pub(super) fn idle_stop(node: &Node) -> Result<Duration, Mistake> {
     match humantime::parse_duration(given) {
         Ok(time) if time < Duration::from_secs(1) => Err(wrong(
             node,
-            format!("`idle_stop` {given} is too short: at least 1s; to keep the app running write \"never\""),
+            format!("`{key}` {given} is too short: at least 1s; to {otherwise} write \"never\""),
         )),
         Ok(time) => Ok(time),
         Err(_) => Err(wrong(
             node,
             format!(
-                "`idle_stop` \"{}\" is no time: write for example \"90s\", \"10m\", \"1h\" or \"never\"",
+                "`{key}` \"{}\" is no time: write for example \"90s\", \"10m\", \"1h\" or \"never\"",
                 shorten(given)
             ),
         )),

@@ -93,6 +93,8 @@ pub struct Plan {
     pub limits: LimitsOverride,
     /// Path that must answer before the app counts as ready.
     pub health: Option<String>,
+    /// Freeze after this long without a request; [`Duration::MAX`] for never.
+    pub idle_freeze: Option<Duration>,
     /// Idle time after which it is stopped; [`Duration::MAX`] means never, `None` the host's default.
     pub idle_stop: Option<Duration>,
     /// Static only: the served folder relative to the workspace, `""` for the workspace itself.
@@ -251,6 +253,7 @@ pub fn plan(app: &AppName, source: &Source<'_>) -> Result<Plan, PlanError> {
         hosts: file.hosts.clone(),
         limits: file.limits,
         health: file.health.clone(),
+        idle_freeze: file.idle_freeze,
         idle_stop: file.idle_stop,
         static_root: parts.static_root,
     })

@@ -104,7 +104,7 @@ fn kinds_are_found_by_their_files_in_the_documented_order() {
 #[test]
 fn workspace_json_overrides_what_the_files_say() {
     let json = r#"{"type":"static","port":9000,"hosts":["Shop.example.com"],"env":{"A":1,"B":true},
-        "limits":{"memory":"512M"},"health":"/up","idle_stop":"10m"}"#;
+        "limits":{"memory":"512M"},"health":"/up","idle_freeze":"1m","idle_stop":"10m"}"#;
     let plan = ok(&[
         ("workspace.json", json),
         ("package.json", "not read"),
@@ -120,6 +120,7 @@ fn workspace_json_overrides_what_the_files_say() {
         (plan.limits.memory, plan.health.as_deref()),
         (Some(512 << 20), Some("/up"))
     );
+    assert_eq!(plan.idle_freeze, Some(Duration::from_secs(60)));
     assert_eq!(plan.idle_stop, Some(Duration::from_secs(600)));
     assert_eq!(
         (

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 pub use berth_mount::{CacheMode, Sync};
 pub use load::load;
 use serde::{Deserialize, Serialize};
-pub use values::{Size, Span};
+pub use values::{Idle, Size, Span};
 
 /// The images every host should have.
 pub const IMAGES: [&str; 4] = ["node", "python", "go", "nginx"];
@@ -123,7 +123,9 @@ pub struct EdgeSection {
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs)]
 pub struct Apps {
-    pub idle_stop: Span,
+    pub idle_freeze: Idle,
+    pub idle_reclaim: Idle,
+    pub idle_stop: Idle,
     pub stop_grace: Span,
     pub ready_timeout: Span,
     pub install_timeout: Span,
@@ -271,7 +273,9 @@ impl Default for Apps {
     fn default() -> Self {
         let seconds = |s| Span(std::time::Duration::from_secs(s));
         Self {
-            idle_stop: seconds(600),
+            idle_freeze: Idle(std::time::Duration::from_secs(120)),
+            idle_reclaim: Idle(std::time::Duration::from_secs(600)),
+            idle_stop: Idle(std::time::Duration::from_secs(3600)),
             stop_grace: seconds(10),
             ready_timeout: seconds(60),
             install_timeout: seconds(600),

@@ -103,6 +103,63 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// A time without use after which something happens, written like a [`Span`], or `never` (also `off` and `0`), which is
+/// [`Duration::MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Idle(pub Duration);
+
+impl FromStr for Idle {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if matches!(text.trim(), "never" | "off" | "0") {
+            return Ok(Self(Duration::MAX));
+        }
+        match text.parse::<Span>() {
+            Ok(Span(Duration::ZERO)) => Ok(Self(Duration::MAX)),
+            Ok(Span(time)) => Ok(Self(time)),
+            Err(error) => Err(format!("{error}, or \"never\"")),
+        }
+    }
+}
+
+impl fmt::Display for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Duration::MAX => f.write_str("never"),
+            time => Span(time).fmt(f),
+        }
+    }
+}
+
+impl Serialize for Idle {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Idle {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(u64),
+            Switch(bool),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(0) | Written::Switch(false) => Ok(Self(Duration::MAX)),
+            Written::Number(n) => Err(de::Error::custom(format!(
+                "{n} needs a unit: write for example \"{n}s\""
+            ))),
+            Written::Switch(true) => Err(de::Error::custom(
+                "true is no length of time: write for example \"10m\"",
+            )),
+            Written::Text(text) => text.parse().map_err(de::Error::custom),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -131,5 +188,23 @@ mod tests {
         assert_eq!("10m".parse::<Span>().unwrap().0, Duration::from_secs(600));
         assert_eq!("300ms".parse::<Span>().unwrap().to_string(), "300ms");
         assert!("soon".parse::<Span>().is_err());
+    }
+
+    #[test]
+    fn an_idle_time_may_be_never() {
+        for never in ["never", "off", "0", "0s"] {
+            assert_eq!(never.parse::<Idle>().unwrap(), Idle(Duration::MAX), "{never}");
+        }
+        assert_eq!(Idle(Duration::MAX).to_string(), "never");
+        assert_eq!("1h 30m".parse::<Idle>().unwrap().0, Duration::from_secs(5400));
+        assert!("soon".parse::<Idle>().unwrap_err().contains("never"));
+        #[derive(Deserialize)]
+        struct Section {
+            idle: Idle,
+        }
+        let read = |line: &str| toml::from_str::<Section>(line).map(|section| section.idle.0);
+        assert_eq!(read("idle = 0").unwrap(), Duration::MAX);
+        assert_eq!(read("idle = false").unwrap(), Duration::MAX);
+        assert!(read("idle = 600").unwrap_err().to_string().contains("600s"));
     }
 }

@@ -368,6 +368,8 @@ fn host_config(config: &Config) -> Result<HostConfig, Failure> {
             tmp_size: config.limits.tmp_size.0,
         },
         excludes: excludes(config)?,
+        idle_freeze: config.apps.idle_freeze.0,
+        idle_reclaim: config.apps.idle_reclaim.0,
         idle_stop: config.apps.idle_stop.0,
         stop_grace: config.apps.stop_grace.0,
         start_timeout: config.apps.ready_timeout.0,
