@@ -243,6 +243,9 @@ fn work_of_its_own_keeps_an_app_from_freezing_but_not_from_being_stopped() {
             format!(r#"{{"idle_stop": "{idle_stop}"}}"#),
         );
         samples::node_program(&daemon, name, &program);
+        wait("all its files to be known", SOON, || {
+            daemon.inspect(name).is_some_and(|app| app["kind"] == "node")
+        });
         assert_eq!(daemon.get(&format!("/{name}/")).text, "on");
     };
     with_timer(
