@@ -20,8 +20,8 @@ const QUIET: Duration = Duration::from_millis(150);
 
 pub fn run(berth: &str) -> anyhow::Result<()> {
     compare(berth, "frozen app, request to answer", "never")?;
-    // Right after it is frozen, so that each round has it. What can be handed back depends on the host's swap.
-    compare(berth, "the same, its memory handed back", FREEZE)
+    // Right after it is frozen, so that each round has it. Without swap on the host nothing is handed over.
+    compare(berth, "the same, its memory in swap", FREEZE)
 }
 
 /// A daemon of its own, a running app and one that is frozen before each request.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use berth_harness::{Daemon, Options, samples, wait, wait_for};
+use berth_harness::{Daemon, Options, samples, wait};
 use futures::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -137,7 +137,7 @@ fn requests_that_come_just_when_it_is_frozen_are_all_answered() {
     samples::node_program(&daemon, "edge", COUNTER);
     let born = daemon.get("/edge/").text.split_once(' ').unwrap().0.to_owned();
     // Pauses around the time at which it is frozen, 20 ms after its last use.
-    for round in 0..600_u64 {
+    for round in 0..300_u64 {
         let answer = daemon.http().get(&daemon.url("/edge/"));
         assert_eq!(answer.status, 200, "round {round}: {}", answer.text);
         assert!(
@@ -149,7 +149,7 @@ fn requests_that_come_just_when_it_is_frozen_are_all_answered() {
     }
     assert_eq!(daemon.inspect("edge").unwrap()["starts"], 1);
     assert!(
-        count(&daemon, "edge", "thawed") >= 50,
+        count(&daemon, "edge", "thawed") >= 30,
         "it was hardly ever frozen: {:?}",
         kinds(&daemon, "edge").len()
     );
@@ -268,30 +268,19 @@ fn work_of_its_own_keeps_an_app_from_freezing_but_not_from_being_stopped() {
 }
 
 #[test]
-fn a_frozen_app_hands_its_memory_back_and_is_stopped_in_the_end() {
-    let daemon = ladder("1s", "8s", "16s");
-    // Copied to /app by a process of the sandbox: its pages of the file in /workspace are charged to it.
-    daemon.save("fat/ballast.bin", vec![7; 16 << 20]);
-    samples::node_program(&daemon, "fat", COUNTER);
-    assert_eq!(daemon.get("/fat/").status, 200);
-    wait_frozen(&daemon, "fat");
-    let memory = |daemon: &Daemon| daemon.inspect("fat").unwrap()["memory"].as_u64();
-    let before = memory(&daemon).unwrap();
-    let after = wait_for("its memory to shrink", SOON, || {
-        memory(&daemon).filter(|now| now + (4 << 20) < before)
-    });
-    println!(
-        "frozen with {} KiB, {} KiB after handing back",
-        before >> 10,
-        after >> 10
-    );
-    daemon.wait_state("fat", "cold", SOON);
+fn a_frozen_app_is_stopped_in_the_end_and_leaves_nothing() {
+    let daemon = ladder("1s", "2s", "8s");
+    samples::node_program(&daemon, "tired", COUNTER);
+    assert_eq!(daemon.get("/tired/").status, 200);
+    wait_frozen(&daemon, "tired");
+    daemon.wait_state("tired", "cold", SOON);
     wait("its cgroups to go", SOON, || {
         !daemon.leftovers().0.iter().any(|line| line.starts_with("cgroup "))
     });
-    assert_eq!(kinds(&daemon, "fat").last().unwrap(), "stopped");
-    assert_eq!(daemon.get("/fat/").status, 200);
-    assert_eq!(daemon.inspect("fat").unwrap()["starts"], 2);
+    let kinds = kinds(&daemon, "tired");
+    assert_eq!(&kinds[kinds.len() - 2..], ["frozen", "stopped"]);
+    assert_eq!(daemon.get("/tired/").status, 200);
+    assert_eq!(daemon.inspect("tired").unwrap()["starts"], 2);
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub struct HostConfig {
     /// An app without requests or open connections for this long, which does next to nothing by itself, is frozen:
     /// it gets no CPU time until the next request. [`Duration::MAX`] for never.
     pub idle_freeze: Duration,
-    /// A frozen app that is idle for this long hands its memory back to the kernel.
+    /// The memory of a frozen app that is idle for this long is handed to the host's swap, where there is one.
     pub idle_reclaim: Duration,
     /// An app without requests or open connections for this long is stopped.
     pub idle_stop: Duration,

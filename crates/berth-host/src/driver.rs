@@ -319,9 +319,9 @@ impl Driver {
                 }
             }
             Action::Freeze(run) => self.freeze(run),
-            Action::Reclaim(run) => {
+            Action::Reclaim(run, what) => {
                 if let Some(upstream) = self.runs.get(&run).and_then(|run| run.upstream.clone()) {
-                    self.ground.tasks.spawn_blocking(move || upstream.reclaim());
+                    self.ground.tasks.spawn_blocking(move || upstream.reclaim(what));
                 }
             }
             Action::Note(kind, text) => self.note(kind, text),

@@ -16,6 +16,7 @@
 
 use std::io;
 
+use berth_sandbox::Reclaim;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -95,8 +96,8 @@ impl Upstream {
     }
 
     /// Hands the memory of a frozen sandbox to the kernel, until it is thawed. Blocks.
-    pub(crate) fn reclaim(&self) {
-        if let Err(error) = self.running.reclaim(&|| self.gate.is_asleep()) {
+    pub(crate) fn reclaim(&self, what: Reclaim) {
+        if let Err(error) = self.running.reclaim(what, &|| self.gate.is_asleep()) {
             tracing::debug!(app = %self.app, %error, "handing memory back");
         }
     }
@@ -165,7 +166,7 @@ mod tests {
         fn thaw(&self) -> io::Result<()> {
             self.turn(false)
         }
-        fn reclaim(&self, _go_on: &dyn Fn() -> bool) -> io::Result<()> {
+        fn reclaim(&self, _what: Reclaim, _go_on: &dyn Fn() -> bool) -> io::Result<()> {
             Ok(())
         }
         fn stats(&self) -> Option<Stats> {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use berth_image::ImageStore;
 use berth_sandbox::{
-    ExitInfo, Network, Sandbox, SandboxError, SandboxEvent, SandboxSpec, Spawner, Stats, clean_leftovers,
+    ExitInfo, Network, Reclaim, Sandbox, SandboxError, SandboxEvent, SandboxSpec, Spawner, Stats, clean_leftovers,
 };
 use berth_sys::netns::{Netns, SocketFactory};
 use futures::future::BoxFuture;
@@ -57,8 +57,8 @@ pub(crate) trait Running: Send + Sync + 'static {
     fn freeze(&self) -> io::Result<()>;
     /// Gives it back. Returns within microseconds.
     fn thaw(&self) -> io::Result<()>;
-    /// Hands its memory to the kernel for as long as `go_on` says so. Blocks.
-    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> io::Result<()>;
+    /// Hands memory to the kernel for as long as `go_on` says so. Blocks.
+    fn reclaim(&self, what: Reclaim, go_on: &dyn Fn() -> bool) -> io::Result<()>;
     /// What it uses.
     fn stats(&self) -> Option<Stats>;
     /// The real sandbox, for exec; a double has none.
@@ -169,8 +169,8 @@ impl Running for RealSandbox {
         self.sandbox.thaw()
     }
 
-    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> io::Result<()> {
-        self.sandbox.reclaim(go_on)
+    fn reclaim(&self, what: Reclaim, go_on: &dyn Fn() -> bool) -> io::Result<()> {
+        self.sandbox.reclaim(what, go_on)
     }
 
     fn stats(&self) -> Option<Stats> {

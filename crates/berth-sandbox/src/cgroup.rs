@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::spec::Stats;
+use crate::spec::{Reclaim, Stats};
 
 /// Memory asked back at a time: between two of them is looked whether the sandbox has been thawed.
 const RECLAIM_STEP: u64 = 4 << 20;
@@ -106,27 +106,28 @@ impl Cgroup {
         Freezer::open(&folder)
     }
 
-    /// Hands its memory back to the kernel, as far as the kernel has a place for it: pages of files always, the app's own where there is
-    /// swap. Goes on for as long as `go_on` says so and the kernel takes something. Blocks.
-    pub fn reclaim(&self, go_on: &dyn Fn() -> bool) -> io::Result<()> {
+    /// Hands memory to the kernel, for as long as `go_on` says so and the kernel takes something. Blocks.
+    pub fn reclaim(&self, what: Reclaim, go_on: &dyn Fn() -> bool) -> io::Result<()> {
+        if what == Reclaim::Own && !has_swap(&fs::read_to_string("/proc/meminfo")?) {
+            return Ok(());
+        }
         let folder = self
             .controller("memory")
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no memory controller on this host"))?;
         let v1 = folder.join("memory.force_empty");
         if v1.exists() {
-            // All at once: v1 has no way to ask for a part. It returns when a few rounds got nothing more.
+            // All at once: v1 has no way to ask for a part, nor for one sort. It returns when a few rounds got nothing more.
             return if go_on() { fs::write(v1, "0") } else { Ok(()) };
         }
+        // Kernels before 6.16 know no "max", those before 6.10 no word at all.
+        let words: &[&str] = match what {
+            Reclaim::Own => &[" swappiness=max", " swappiness=200", ""],
+            Reclaim::All => &[""],
+        };
         let steps = number(&folder.join("memory.current")).unwrap_or(0) / RECLAIM_STEP + 1;
         for _ in 0..steps {
-            if !go_on() {
+            if !go_on() || !reclaim_step(&folder.join("memory.reclaim"), words)? {
                 break;
-            }
-            match fs::write(folder.join("memory.reclaim"), RECLAIM_STEP.to_string()) {
-                Ok(()) => {}
-                // There is no more to be had.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -145,6 +146,27 @@ impl Cgroup {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Asks for one step, with the first of `words` that the kernel knows. False when there is no more to be had.
+fn reclaim_step(file: &Path, words: &[&str]) -> io::Result<bool> {
+    let mut refused = io::Error::from(io::ErrorKind::InvalidInput);
+    for word in words {
+        match fs::write(file, format!("{RECLAIM_STEP}{word}")) {
+            Ok(()) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => refused = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(refused)
+}
+
+/// Of the text of `/proc/meminfo`.
+fn has_swap(meminfo: &str) -> bool {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("SwapFree:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.is_some_and(|kib| kib > 0)
 }
 
 /// The switch that gives a cgroup's processes CPU time or not, kept open: a request that finds its app frozen waits for one write.
@@ -283,6 +305,13 @@ fn parse_mounts(text: &str) -> Vec<Hierarchy> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn swap_is_found() {
+        assert!(has_swap("MemTotal:  100 kB\nSwapTotal:  262140 kB\nSwapFree:  4 kB\n"));
+        assert!(!has_swap("MemTotal:  100 kB\nSwapTotal:  262140 kB\nSwapFree:  0 kB\n"));
+        assert!(!has_swap(""));
+    }
 
     #[test]
     fn the_switch_of_either_layout_is_found_and_told_its_own_words() {

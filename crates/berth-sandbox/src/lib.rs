@@ -48,6 +48,6 @@ pub use network::{Network, NetworkConfig, NetworkError, Slot, SlotSpec};
 pub use sandbox::{ExecSession, Sandbox};
 pub use spawner::Spawner;
 pub use spec::{
-    APP_HOME, APP_PATH, APP_UID, BadSandboxId, ExecRequest, ExitInfo, Limits, Phase, RoBind, SandboxEvent, SandboxId,
-    SandboxSpec, Stats, UID_RANGE,
+    APP_HOME, APP_PATH, APP_UID, BadSandboxId, ExecRequest, ExitInfo, Limits, Phase, Reclaim, RoBind, SandboxEvent,
+    SandboxId, SandboxSpec, Stats, UID_RANGE,
 };

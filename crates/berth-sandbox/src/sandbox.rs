@@ -26,7 +26,9 @@ use crate::keeper;
 use crate::listening;
 use crate::protocol::{self, FromKeeper, ToKeeper};
 use crate::spec::sandbox_dir;
-use crate::{ExecRequest, ExitInfo, Phase, SandboxError, SandboxEvent, SandboxId, SandboxSpec, Slot, Spawner, Stats};
+use crate::{
+    ExecRequest, ExitInfo, Phase, Reclaim, SandboxError, SandboxEvent, SandboxId, SandboxSpec, Slot, Spawner, Stats,
+};
 
 /// Events that wait for a slow reader; a sandbox has a few in its whole life.
 const EVENTS: usize = 1024;
@@ -328,13 +330,12 @@ impl Sandbox {
         self.freezer()?.set(false)
     }
 
-    /// Hands its memory back to the kernel, as far as there is a place for it: pages of files always, its own where the host has swap.
-    /// Goes on for as long as `go_on` says so. Blocks, for milliseconds for each ten megabytes that are swapped.
+    /// Hands memory to the kernel, for as long as `go_on` says so. Blocks, for milliseconds for each ten megabytes that are swapped.
     ///
     /// # Errors
     /// When the host limits no memory, or it has ended.
-    pub fn reclaim(&self, go_on: &dyn Fn() -> bool) -> io::Result<()> {
-        self.cgroup().reclaim(go_on)
+    pub fn reclaim(&self, what: Reclaim, go_on: &dyn Fn() -> bool) -> io::Result<()> {
+        self.cgroup().reclaim(what, go_on)
     }
 
     fn freezer(&self) -> io::Result<&Freezer> {

@@ -279,6 +279,17 @@ pub struct ExecRequest {
     pub tty: Option<(u16, u16)>,
 }
 
+/// What of a sandbox's memory is handed to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reclaim {
+    /// Its own: what its processes have written to memory, `/app` and `/tmp`. It needs a place in the host's swap; without swap there is
+    /// nothing to be done. Pages of files stay: the kernel takes those itself when it needs them, and a node server whose program
+    /// has to be read again answers 60 ms late, which is as long as a start.
+    Own,
+    /// Pages of files as well.
+    All,
+}
+
 /// What a sandbox uses now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
 
-use berth_sandbox::{ExitInfo, Phase, Sandbox, SandboxError, SandboxEvent, Stats};
+use berth_sandbox::{ExitInfo, Phase, Reclaim, Sandbox, SandboxError, SandboxEvent, Stats};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -72,7 +72,7 @@ impl Running for Puppet {
         Ok(())
     }
 
-    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> io::Result<()> {
+    fn reclaim(&self, _what: Reclaim, go_on: &dyn Fn() -> bool) -> io::Result<()> {
         self.reclaimed.store(go_on(), Ordering::Relaxed);
         Ok(())
     }

@@ -16,6 +16,8 @@
 
 use std::time::Duration;
 
+use berth_sandbox::Reclaim;
+
 use super::{Action, Event, Front, Live, Moment, Rest, RunId, State, note};
 use crate::snapshot::EventKind;
 
@@ -90,7 +92,7 @@ impl State {
                 },
             },
             Rest::Frozen { .. } => {
-                out.push(Action::Reclaim(run));
+                out.push(Action::Reclaim(run, Reclaim::Own));
                 Rest::Frozen { reclaimed: true }
             }
             unchanged @ (Rest::Freezing | Rest::Sleepless) => unchanged,
@@ -126,7 +128,7 @@ impl State {
             }
             Some(Squeeze::Reclaim(run)) => {
                 self.rests(run, Rest::Frozen { reclaimed: true });
-                out.push(Action::Reclaim(run));
+                out.push(Action::Reclaim(run, Reclaim::All));
             }
             Some(Squeeze::Stop(run)) => {
                 let text = "memory is short and nobody called; stopped until the next request";

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use berth_sandbox::Reclaim;
 use berth_workspace::RevisionId;
 
 use super::{Climb, Rising};
@@ -32,7 +33,7 @@ pub struct Limits {
     pub drain: Duration,
     /// How long an idle app is kept while the newest save does not start.
     pub keep_last_good: Duration,
-    /// A frozen app that is idle for this long hands its memory to the kernel.
+    /// The memory of a frozen app that is idle for this long is handed to the kernel.
     pub idle_reclaim: Duration,
 }
 
@@ -215,8 +216,8 @@ pub enum Action {
     /// Take its CPU time, unless it is in use. Say [`Event::Froze`], [`Event::StayedAwake`] or [`Event::CannotFreeze`]; and
     /// [`Event::Thawed`] when a request has undone it.
     Freeze(RunId),
-    /// Hand the memory of this frozen sandbox to the kernel.
-    Reclaim(RunId),
+    /// Hand memory of this frozen sandbox to the kernel.
+    Reclaim(RunId, Reclaim),
     /// Let no more requests in; say [`Event::Drained`] when the last one has ended.
     Drain(RunId),
     /// Let no more requests in, stop it and remove it; say [`Event::Stopped`] when nothing is left.

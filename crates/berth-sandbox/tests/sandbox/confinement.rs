@@ -1,7 +1,10 @@
 //! What an app cannot do and cannot see.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
+
+use berth_sandbox::Reclaim;
 
 use crate::world::{World, eventually, text};
 
@@ -95,5 +98,32 @@ pub async fn a_frozen_sandbox_can_be_stopped(world: Arc<World>) {
     let frozen = sandbox.stats().cpu_usec;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(sandbox.stats().cpu_usec - frozen < 20_000, "it ran on");
+    assert_eq!(sandbox.stop(Duration::from_secs(5)).await.unwrap().code, Some(6));
+}
+
+pub async fn a_frozen_sandbox_hands_its_pages_of_files_back_when_all_is_asked_for(world: Arc<World>) {
+    // A file of the host read by a process inside: its pages are charged to the sandbox.
+    let mut spec =
+        world.spec("cat /workspace/ballast >/dev/null; trap 'exit 6' TERM; echo ready; while :; do sleep 0.05; done");
+    let ballast = spec.source.join("ballast");
+    std::fs::write(&ballast, vec![7; 16 << 20]).unwrap();
+    // The pages that writing it left in memory are charged to this test.
+    let dropped = Command::new("dd")
+        .arg(format!("of={}", ballast.display()))
+        .args(["oflag=nocache", "conv=notrunc,fdatasync", "count=0"])
+        .output()
+        .unwrap();
+    assert!(dropped.status.success(), "{dropped:?}");
+    spec.copy_source = false;
+    let log_dir = spec.log_dir.clone();
+    let (sandbox, _events) = world.start(spec).await;
+    eventually("the app is ready", || text(&log_dir).contains("ready")).await;
+    sandbox.freeze().unwrap();
+    let before = sandbox.stats().memory;
+    sandbox.reclaim(Reclaim::All, &|| false).unwrap();
+    assert!(sandbox.stats().memory + (8 << 20) > before, "it was thawed meanwhile");
+    sandbox.reclaim(Reclaim::All, &|| true).unwrap();
+    let after = sandbox.stats().memory;
+    assert!(after + (8 << 20) < before, "{before} bytes and then {after}");
     assert_eq!(sandbox.stop(Duration::from_secs(5)).await.unwrap().code, Some(6));
 }

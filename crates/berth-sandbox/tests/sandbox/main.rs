@@ -51,6 +51,7 @@ const CASES: &[Case] = cases![
     confinement::nothing_of_the_host_is_seen,
     confinement::forbidden_calls_are_refused,
     confinement::a_frozen_sandbox_can_be_stopped,
+    confinement::a_frozen_sandbox_hands_its_pages_of_files_back_when_all_is_asked_for,
     limits::a_memory_hog_is_killed_alone,
     limits::a_fork_bomb_is_bounded,
     limits::a_full_app_folder_is_an_error_not_a_kill,

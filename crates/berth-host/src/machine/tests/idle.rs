@@ -1,5 +1,7 @@
 //! The way down: looked at, frozen, its memory handed back, stopped; and back up.
 
+use berth_sandbox::Reclaim;
+
 use super::*;
 
 /// Freezes after 100 s, hands its memory back after 300 s and is stopped after 600 s without use.
@@ -48,7 +50,10 @@ fn an_idle_app_goes_down_a_rung_at_a_time() {
         "{told:?}"
     );
     assert_eq!((state.deadline(), state.phase()), (Some(S * 301), AppState::Frozen));
-    assert_eq!(acts(&mut state, S * 301, Event::Tick), [Action::Reclaim(run(1))]);
+    assert_eq!(
+        acts(&mut state, S * 301, Event::Tick),
+        [Action::Reclaim(run(1), Reclaim::Own)]
+    );
     assert_eq!((state.deadline(), state.phase()), (Some(S * 601), AppState::Frozen));
     assert_eq!(acts(&mut state, S * 601, Event::Tick), [Action::Drain(run(1))]);
     assert_eq!(state.phase(), AppState::Stopping);
@@ -203,7 +208,10 @@ fn when_memory_is_short_it_goes_down_before_its_time() {
     assert_eq!(acts(&mut state, S * 2, Event::Squeezed), [Action::Freeze(run(1))]);
     assert!(!state.yields(), "one thing after the other");
     let _ = state.apply(S * 2, Event::Froze(run(1)));
-    assert_eq!(acts(&mut state, S * 4, Event::Squeezed), [Action::Reclaim(run(1))]);
+    assert_eq!(
+        acts(&mut state, S * 4, Event::Squeezed),
+        [Action::Reclaim(run(1), Reclaim::All)]
+    );
     assert_eq!(acts(&mut state, S * 6, Event::Squeezed), [Action::Drain(run(1))]);
     assert_eq!((state.phase(), state.yields()), (AppState::Stopping, false));
 }

@@ -126,7 +126,7 @@ impl World {
                     assert!(self.to_freeze.insert(run), "{run:?} is told twice to freeze");
                 }
                 // Between its order and this one a request may have thawed it: then nothing is handed back.
-                Action::Reclaim(run) => assert_eq!(self.open, Some(run)),
+                Action::Reclaim(run, _) => assert_eq!(self.open, Some(run)),
                 Action::Refuse(waiters, _) => self.answer(waiters),
                 Action::Drain(run) => {
                     assert!(self.opened.contains(&run) && !self.stopping.contains(&run));
