@@ -101,7 +101,8 @@ struct Shared {
     damage: Vec<JournalError>,
     /// Bodies were made whose names are not on disk yet.
     names_unsynced: AtomicBool,
-    _lock: Flock<File>,
+    /// Taken away by [`Journal::close`]: nothing is written after that, and the next may open the folder.
+    lock: Mutex<Option<Flock<File>>>,
 }
 
 #[derive(Debug, Default)]
@@ -319,6 +320,9 @@ impl Journal {
         if let Err(error) = self.shared.commit(last).and_then(|()| self.shared.checkpoint()) {
             tracing::warn!(%error, "the journal could not be closed; what was committed is recovered at the next start");
         }
+        // Requests that are still under way have the journal too, perhaps for long.
+        let _log = self.shared.log.lock();
+        drop(self.shared.lock.lock().take());
     }
 
     fn stop(&self) {

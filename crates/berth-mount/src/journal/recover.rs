@@ -334,7 +334,7 @@ fn finish(
         rung: Condvar::new(),
         damage: replay.damage,
         names_unsynced: AtomicBool::new(true),
-        _lock: lock,
+        lock: Mutex::new(Some(lock)),
     };
     // From here on nothing of the log before is needed but the contents.
     shared.checkpoint()?;

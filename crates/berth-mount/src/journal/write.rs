@@ -66,6 +66,12 @@ impl Shared {
     /// Writes a group; gives the last seq that is on disk, whatever happened.
     fn write(&self, group: &VecDeque<Queued>, mut durable: u64) -> (u64, io::Result<()>) {
         let mut log = self.log.lock();
+        if self.lock.lock().is_none() {
+            return (
+                durable,
+                Err(io::Error::other("it was closed, and may be another's now")),
+            );
+        }
         if let Err(error) = self.sync_bodies(group) {
             return (durable, Err(error));
         }
