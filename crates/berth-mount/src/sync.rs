@@ -182,7 +182,8 @@ impl Core {
         let token = format!("{}{:x}", self.token(&job.key), job.seq);
         if let Some(body) = held.as_file().filter(|_| held.len() > IN_PARTS) {
             // Nobody writes it any more: a draft that goes on is copied first.
-            return self.put_in_parts(&job.key, &body, held.len(), pre).await;
+            let wanted = || self.intents.is_current(job);
+            return self.put_in_parts(&job.key, &body, held.len(), pre, &wanted).await;
         }
         match held.read(0, held.len() as usize) {
             Ok(bytes) => self.store.put_as(&job.key, bytes, pre, Some(&token)).await,

@@ -168,7 +168,7 @@ impl Core {
         let mut patience = Patience::of(REMOTE);
         let mut unsent = u64::MAX;
         loop {
-            let ended = match Upload::send(body, upload, Some(len)).await {
+            let ended = match Upload::send(body, upload, Some(len), &|| true).await {
                 Ok(()) => upload.complete(body, len, pre.clone()).await,
                 Err(error) => Err(error),
             };

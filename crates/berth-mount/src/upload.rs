@@ -220,8 +220,13 @@ impl Upload {
         Ok(to - from)
     }
 
-    /// Sends what is due of the first `until` bytes; `all`: the last, shorter part too.
-    pub(crate) async fn send(body: &Arc<BodyFile>, begun: &Begun, until: Option<u64>) -> Result<(), StoreError> {
+    /// Sends what is due of the first `until` bytes (none: of what was written), as long as it is `wanted`.
+    pub(crate) async fn send(
+        body: &Arc<BodyFile>,
+        begun: &Begun,
+        until: Option<u64>,
+        wanted: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Result<(), StoreError> {
         let due = {
             let sheet = body.upload.sheet.lock();
             sheet.due(until.unwrap_or(sheet.next), until.is_some())
@@ -238,7 +243,7 @@ impl Upload {
             Ok(())
         };
         let (mut first, failed) = (Ok(()), AtomicBool::new(false));
-        let go_on = |_: &Due| std::future::ready(!failed.load(Ordering::Relaxed));
+        let go_on = |_: &Due| std::future::ready(!failed.load(Ordering::Relaxed) && wanted());
         // Boxed: only so is the whole future known to be `Send`.
         let mut ended = stream::iter(due)
             .take_while(go_on)
@@ -253,6 +258,9 @@ impl Upload {
             }
         }
         drop(ended);
+        if first.is_ok() && !wanted() {
+            return Err(unreadable(begun, io::Error::other("it is not wanted any more")));
+        }
         first
     }
 }
@@ -360,13 +368,14 @@ impl Core {
         })
     }
 
-    /// Makes a whole body the object at `key`, with what was sent ahead.
+    /// Makes a whole body the object at `key`, with what was sent ahead; gives it up when it is not `wanted` any more.
     pub(crate) async fn put_in_parts(
         &self,
         key: &str,
         body: &Arc<BodyFile>,
         len: u64,
         pre: Precondition,
+        wanted: &(dyn Fn() -> bool + Send + Sync),
     ) -> Result<ObjectInfo, StoreError> {
         let mut begun = body.upload.begun.lock().await;
         let fits = len.div_ceil(body.upload.sheet.lock().part) <= PARTS_MAX;
@@ -382,7 +391,7 @@ impl Core {
                 source: io::Error::other("the upload has ended"),
             });
         };
-        let ended = match Upload::send(body, upload, Some(len)).await {
+        let ended = match Upload::send(body, upload, Some(len), wanted).await {
             Ok(()) => upload.complete(body, len, pre).await,
             Err(error) => Err(error),
         };
@@ -472,7 +481,10 @@ impl Core {
             *begun = Some(self.begin_upload(body, &key).await?);
         }
         match begun.as_ref().filter(|begun| begun.key == key) {
-            Some(begun) => Upload::send(body, begun, None).await,
+            Some(begun) => {
+                let wanted = || file.state().writes_to(body);
+                Upload::send(body, begun, None, &wanted).await
+            }
             // It was renamed: the save begins anew.
             None => Ok(()),
         }

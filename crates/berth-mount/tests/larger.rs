@@ -303,3 +303,22 @@ fn what_others_stored_under_the_name_meanwhile_is_kept_beside_a_file_larger_than
             && fs::read_to_string(host.path(aside[0])).is_ok_and(|text| text == "theirs")
     });
 }
+
+#[test]
+fn a_file_of_holes_takes_little_of_the_journal_and_nothing_is_sent_of_one_that_is_removed() {
+    let world = World::new();
+    let host = with_journal(&world, 112);
+    host.proxy.reach(Reach::Refused);
+    let file = File::create(host.path("app/holes")).unwrap();
+    file.write_all_at(b"end", 2 << 30).unwrap();
+    drop(file);
+    assert!(host.mount().journal().disk < 100 << 20);
+    fs::write(host.path("app/small"), "small").unwrap();
+    host.proxy.reach(Reach::Up);
+    wait_for("parts are sent", || !parts(&host).is_empty());
+    fs::remove_file(host.path("app/holes")).unwrap();
+    world.settle(&host);
+    assert_eq!(world.objects_named(), ["app/small"]);
+    wait_for("the upload is given up", || uploads(&host) == 0);
+    assert!(parts(&host).len() < 200, "{} of 257 parts", parts(&host).len());
+}

@@ -37,10 +37,6 @@ const CANNOT: &[(&str, &str)] = &[
     ("symlink::enametoolong_path", LONG_PATH),
     ("truncate::enametoolong_path", LONG_PATH),
     ("unlink::enametoolong_path", LONG_PATH),
-    (
-        "open::interact_2gb",
-        "a file that is being written must fit in the journal, which has 256 MiB here",
-    ),
 ];
 const HARD_LINK: &str = "it makes a hard link, and an object has one key";
 const LONG_PATH: &str = "it makes a path of 4,095 bytes, and a key has at most 1,024";

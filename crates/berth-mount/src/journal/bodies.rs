@@ -59,15 +59,19 @@ impl Shared {
         for op in batch {
             adopted.push(match &op.content {
                 Some(Content::File(file, len)) => {
-                    let inode = file.metadata().map(|meta| meta.ino()).unwrap_or_default();
+                    let (inode, disk) = file
+                        .metadata()
+                        .map(|meta| (meta.ino(), on_disk(&meta)))
+                        .unwrap_or_default();
                     bodies.by_inode.get_mut(&inode).map(|tracked| {
                         tracked.body.upgrade().unwrap_or_else(|| {
-                            inner.bodies += len;
+                            inner.bodies += disk;
                             let body = Arc::new(Body {
                                 number: tracked.number,
                                 path: tracked.path.clone(),
                                 file: file.clone(),
                                 len: *len,
+                                disk,
                                 synced: AtomicBool::new(false),
                                 suspect: AtomicBool::new(false),
                                 graves: self.graves.clone(),
@@ -112,7 +116,7 @@ impl Shared {
             .values()
             .filter(|tracked| tracked.body.strong_count() == 0);
         open.filter_map(|tracked| tracked.file.upgrade()?.metadata().ok())
-            .map(|meta| meta.blocks() * 512)
+            .map(|meta| on_disk(&meta))
             .sum()
     }
 
@@ -148,6 +152,11 @@ impl Shared {
         let mut inner = self.inner.lock();
         inner.bodies = inner.bodies.saturating_sub(freed);
     }
+}
+
+/// Bytes that a file takes on the disk.
+pub(super) fn on_disk(meta: &fs::Metadata) -> u64 {
+    meta.blocks() * 512
 }
 
 impl Tracked {

@@ -76,6 +76,8 @@ pub(super) struct Body {
     pub(super) path: PathBuf,
     pub(super) file: Arc<BodyFile>,
     pub(super) len: u64,
+    /// Bytes that it takes on the disk: fewer than `len` where it has holes.
+    pub(super) disk: u64,
     pub(super) synced: AtomicBool,
     /// A sync failed, and the kernel may count the pages as clean: they must be written again.
     pub(super) suspect: AtomicBool,
@@ -111,7 +113,7 @@ impl Drop for Body {
         self.graves
             .dead
             .lock()
-            .push((seq, self.number, self.path.clone(), self.len));
+            .push((seq, self.number, self.path.clone(), self.disk));
     }
 }
 

@@ -18,6 +18,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{
     Bell, Bodies, BodyFile, Held, Inner, JournalError, Log, Recovered, Shared, Slot, Tracked,
+    bodies::on_disk,
     held::{At, Body, Graves, Kind, Place},
     record::{self, Entry, Header},
     segment::{self, Segment},
@@ -369,6 +370,7 @@ fn body(dir: &Path, place: Place, graves: &Arc<Graves>, bodies: &mut Bodies, tot
         path: path.clone(),
         file: file.clone(),
         len: place.len,
+        disk: on_disk(&meta),
         synced: AtomicBool::new(true),
         suspect: AtomicBool::new(false),
         graves: graves.clone(),
@@ -380,6 +382,6 @@ fn body(dir: &Path, place: Place, graves: &Arc<Graves>, bodies: &mut Bodies, tot
         body: Arc::downgrade(&body),
     };
     bodies.by_inode.insert(meta.ino(), tracked);
-    *total += place.len;
+    *total += body.disk;
     Some(Held::new(At::Body(body), place.len, 0, graves))
 }
