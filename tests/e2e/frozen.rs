@@ -287,7 +287,10 @@ fn a_frozen_app_is_stopped_in_the_end_and_leaves_nothing() {
 fn exec_logs_stop_restart_a_save_and_deletion_work_on_a_frozen_app() {
     let daemon = ladder("1s", "never", "never");
     let app = "hand";
-    samples::node_program(&daemon, app, COUNTER);
+    // `exec`: a shell between the sandbox's init and the app would end first, and take the app along before it has said a word.
+    let package = r#"{"name": "hand", "version": "1.0.0", "scripts": {"start": "exec node index.js"}}"#;
+    daemon.save("hand/index.js", COUNTER);
+    daemon.save("hand/package.json", package);
     let born = |text: String| text.split_once(' ').unwrap().0.to_owned();
     let first = born(daemon.get("/hand/").text);
     wait_frozen(&daemon, app);
