@@ -32,17 +32,6 @@ const server = http.createServer((q, s) => {
   if (q.url === '/stream') { s.write('begun '); return go.push(() => s.end('ended')); }
   let n = 0; q.on('data', d => n += d.length); q.on('end', () => s.end('took ' + n));
 });
-server.on('upgrade', (q, socket) => {
-  const accept = crypto.createHash('sha1').update(q.headers['sec-websocket-key'] + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11').digest('base64');
-  socket.write('HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ' + accept + '\r\n\r\n');
-  socket.on('data', d => {
-    if ((d[0] & 15) !== 1) return socket.end();
-    const n = d[1] & 127, mask = d.subarray(2, 6), text = Buffer.from(d.subarray(6, 6 + n)).map((b, i) => b ^ mask[i % 4]);
-    socket.write(Buffer.concat([Buffer.from([0x81, n]), text]));
-  });
-  socket.on('error', () => {});
-});
-server.listen(process.env.PORT);
 "#;
 
 fn ladder(freeze: &str, reclaim: &str, stop: &str) -> Daemon {
@@ -175,7 +164,7 @@ fn an_open_request_stream_upload_or_websocket_keeps_it_awake() {
     samples::node_program(&daemon, "clock", COUNTER);
     let apps = ["wait", "stream", "upload", "socket"];
     for app in apps {
-        samples::node_program(&daemon, app, PATIENT);
+        samples::node_program(&daemon, app, &format!("{PATIENT}{}", samples::ECHO_AND_LISTEN));
         assert_eq!(daemon.get(&format!("/{app}/go")).text, "gone");
     }
     let waits = open(

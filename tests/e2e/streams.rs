@@ -9,21 +9,10 @@ use tokio_tungstenite::tungstenite::Message;
 
 const BERTH: &str = env!("CARGO_BIN_EXE_berth");
 
-/// A WebSocket echo without packages: handshake and unfragmented text frames by hand.
-const ECHO: &str = r#"
+/// A server that answers plainly, and echoes what comes by a WebSocket.
+const SERVER: &str = r#"
 const http = require('http'), crypto = require('crypto');
 const server = http.createServer((q, s) => s.end('plain'));
-server.on('upgrade', (q, socket) => {
-  const accept = crypto.createHash('sha1').update(q.headers['sec-websocket-key'] + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11').digest('base64');
-  socket.write('HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ' + accept + '\r\n\r\n');
-  socket.on('data', d => {
-    if ((d[0] & 15) !== 1) return socket.end();
-    const n = d[1] & 127, mask = d.subarray(2, 6), text = Buffer.from(d.subarray(6, 6 + n)).map((b, i) => b ^ mask[i % 4]);
-    socket.write(Buffer.concat([Buffer.from([0x81, n]), text]));
-  });
-  socket.on('error', () => {});
-});
-server.listen(process.env.PORT);
 "#;
 
 #[test]
@@ -35,7 +24,7 @@ fn a_websocket_wakes_a_cold_app_and_keeps_it_awake() {
             ..Options::default()
         },
     );
-    samples::node_program(&daemon, "echo", ECHO);
+    samples::node_program(&daemon, "echo", &format!("{SERVER}{}", samples::ECHO_AND_LISTEN));
     berth_harness::wait("the app to be noticed", Duration::from_secs(10), || {
         daemon.inspect("echo").is_some_and(|app| app["kind"].is_string())
     });

@@ -49,6 +49,22 @@ pub fn node_program(daemon: &Daemon, name: &str, program: &str) {
     );
 }
 
+/// What makes `server` of a node program, which has `crypto`, echo what comes by a WebSocket, and listen: without packages, the
+/// handshake and unfragmented text frames by hand.
+pub const ECHO_AND_LISTEN: &str = r#"
+server.on('upgrade', (q, socket) => {
+  const accept = crypto.createHash('sha1').update(q.headers['sec-websocket-key'] + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11').digest('base64');
+  socket.write('HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ' + accept + '\r\n\r\n');
+  socket.on('data', d => {
+    if ((d[0] & 15) !== 1) return socket.end();
+    const n = d[1] & 127, mask = d.subarray(2, 6), text = Buffer.from(d.subarray(6, 6 + n)).map((b, i) => b ^ mask[i % 4]);
+    socket.write(Buffer.concat([Buffer.from([0x81, n]), text]));
+  });
+  socket.on('error', () => {});
+});
+server.listen(process.env.PORT);
+"#;
+
 /// A static site of one page.
 pub fn site(daemon: &Daemon, name: &str, page: &str) {
     daemon.save(&format!("{name}/index.html"), page);
