@@ -35,10 +35,10 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(2);
 /// The same for one that goes in parts: a save in between would be sent once more as a whole.
 const IDLE_LARGE: Duration = Duration::from_secs(60);
-/// How long a save waits for room in a full journal.
-const ROOM: Duration = Duration::from_secs(10);
+/// How long a save, or a write, waits for room in a full journal.
+pub(crate) const ROOM: Duration = Duration::from_secs(10);
 /// How long a save that waits for S3 does so.
-const REMOTE: Duration = Duration::from_secs(60);
+pub(crate) const REMOTE: Duration = Duration::from_secs(60);
 
 /// Files that were written and not saved.
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ impl Unsaved {
         self.0.lock().entry(file.ino).or_insert_with(|| file.clone());
     }
 
-    fn remove(&self, file: &File) {
+    pub(crate) fn remove(&self, file: &File) {
         let mut files = self.0.lock();
         if !file.state().is_unsaved() {
             files.remove(&file.ino);
@@ -181,10 +181,6 @@ impl Core {
         self.unsaved.remove(file);
         self.heed_rules();
         Ok(())
-    }
-
-    pub(crate) fn unsaved_no_more(&self, file: &File) {
-        self.unsaved.remove(file);
     }
 
     /// What the index has to say about a file that is being saved, if anything.

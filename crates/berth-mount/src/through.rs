@@ -23,14 +23,10 @@ use crate::{
     file::{Attachment, Base, Body, File},
     journal::BodyFile,
     pending::Step,
-    save::conflict_name,
+    save::{REMOTE, ROOM, conflict_name},
     upload::{Begun, Upload},
 };
 
-/// How long a write waits while S3 takes nothing and no room comes free.
-const ROOM: Duration = Duration::from_secs(10);
-/// How long a save waits while S3 takes nothing.
-const REMOTE: Duration = Duration::from_secs(60);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -152,7 +148,7 @@ impl Core {
         let seq = self.went_through(file, (body, number), &key, info);
         own.written();
         tokio::task::block_in_place(|| self.commit(seq))?;
-        self.unsaved_no_more(file);
+        self.unsaved.remove(file);
         self.reconcile(&key).await;
         Ok(())
     }

@@ -379,18 +379,14 @@ impl Core {
     ) -> Result<ObjectInfo, StoreError> {
         let mut begun = body.upload.begun.lock().await;
         let fits = len.div_ceil(body.upload.sheet.lock().part) <= PARTS_MAX;
-        if begun.as_ref().is_none_or(|begun| begun.key != key || !fits) {
-            *begun = None;
-            body.upload.sheet.lock().start_over(len);
-            *begun = Some(self.begin_upload(body, key).await?);
-        }
-        let Some(upload) = begun.as_ref() else {
-            return Err(StoreError::LocalFile {
-                target: key.to_owned(),
-                path: self.slips(),
-                source: io::Error::other("the upload has ended"),
-            });
-        };
+        let kept = begun.take().filter(|begun| begun.key == key && fits);
+        let upload = begun.insert(match kept {
+            Some(kept) => kept,
+            None => {
+                body.upload.sheet.lock().start_over(len);
+                self.begin_upload(body, key).await?
+            }
+        });
         let ended = match Upload::send(body, upload, Some(len), wanted).await {
             Ok(()) => upload.complete(body, len, pre).await,
             Err(error) => Err(error),
